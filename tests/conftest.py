@@ -1,0 +1,32 @@
+"""Set-up shared by all tests: typed shapes are checked, eight host devices, no network."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("mlecs_jax", "beartype.beartype")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def real_data_dir() -> Path:
+    """The folder of real datasets; tests that need it are skipped where there is none."""
+    folder = os.environ.get("MLECS_DATA_DIR")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MLECS_DATA_DIR names no folder of real data")
+    return Path(folder)
+
+
+@pytest.fixture
+def cache_dir(tmp_path, monkeypatch) -> Path:
+    """A cache of its own for one test, so that no test sees another's prepared data."""
+    monkeypatch.setenv("MLECS_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
