@@ -1,0 +1,251 @@
+"""Who owns which samples, and who has which modality when.
+
+Samples: a quarter is public, three quarters are shared by N devices (ML-ECS); each node's share
+is cut into train, validation and test. Under ``split=frame`` samples are dealt at random, as in
+the paper, so that neighbouring frames of one recording fall on both sides (a leak). Under
+``split=sequence`` whole recordings are held out, the same for every node.
+
+Modalities: a boolean array with axes (round, client, sample, modality); an axis along which
+nothing varies has length one. One mechanism serves device-level, round-level and sample-level
+absence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from mlecs_jax.data.samples import Samples
+from mlecs_jax.errors import UserError
+
+Schedule = Literal["static", "per_round", "per_sample"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionConfig:
+    """How samples and modalities are dealt.
+
+    Attributes:
+      num_clients: N ≥ 1; -1 takes as many as the data's device column names.
+      rho: ρ in (0, 1], probability that a device has a modality.
+      seed: of the partition alone; runs of different seeds can share one partition.
+      split: ``frame`` (paper) or ``sequence`` (leak-free).
+      mask_schedule: ``static`` (paper: fixed per device), ``per_round`` (drawn anew every round)
+        or ``per_sample`` (drawn for every sample).
+      mask_draw: ``bernoulli`` (paper) or ``stratified`` (round(ρ N) devices own each modality;
+        static and per_round only).
+      public_fraction, val_fraction, test_fraction: shares of all samples, of a node's samples.
+    """
+
+    num_clients: int = 3
+    rho: float = 0.8
+    seed: int = 0
+    split: Literal["frame", "sequence"] = "frame"
+    mask_schedule: Schedule = "static"
+    mask_draw: Literal["bernoulli", "stratified"] = "bernoulli"
+    public_fraction: float = 0.25
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.num_clients < 1 and self.num_clients != -1:
+            raise UserError(f"partition.num_clients is {self.num_clients}; give 1 or more devices "
+                            "(-1: as many as the data's device column names)")
+        if not 0 < self.rho <= 1:
+            raise UserError(f"partition.rho is {self.rho}; give a probability in (0, 1]")
+        for name, known in (("split", ("frame", "sequence")),
+                            ("mask_schedule", ("static", "per_round", "per_sample")),
+                            ("mask_draw", ("bernoulli", "stratified"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"partition.{name} is '{getattr(self, name)}'; "
+                                f"use {' or '.join(known)}")
+        for name in ("public_fraction", "val_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 0.5:
+                raise UserError(f"partition.{name} is {getattr(self, name)}; give a share in "
+                                "(0, 0.5)")
+        if self.mask_draw == "stratified" and self.mask_schedule == "per_sample":
+            raise UserError("partition.mask_draw=stratified deals modalities to devices; it does "
+                            "not go with mask_schedule=per_sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Row indices of one node."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """The public share and one share per device."""
+
+    public: Share
+    devices: tuple[Share, ...]
+
+
+def partition(samples: Samples, config: PartitionConfig) -> Partition:
+    """Deals samples to the public pool and the devices.
+
+    Raises:
+      UserError: a device column that disagrees with ``num_clients`` or has no public rows, or too
+        few samples or recordings to give every node all three parts.
+    """
+    rng = np.random.default_rng([config.seed, 0])
+    if samples.devices is not None:
+        result = _by_device_column(samples, config, rng)
+    elif config.num_clients == -1:
+        raise UserError(f"{samples.name} has no device column; set partition.num_clients to 1 "
+                        "or more")
+    elif config.split == "frame":
+        result = _by_frame(len(samples), config, rng)
+    else:
+        result = _by_sequence(samples, config, rng)
+    for node, share in (("the public share", result.public),
+                        *((f"device {j}", share) for j, share in enumerate(result.devices))):
+        for part in ("train", "val", "test"):
+            if not len(getattr(share, part)):
+                raise UserError(f"{node} has no {part} samples: {len(samples)} samples are too few "
+                                f"for {len(result.devices)} devices; use fewer devices or more data")
+    return result
+
+
+def ownership(
+    config: PartitionConfig, num_clients: int, num_modalities: int, rounds: int
+) -> np.ndarray:
+    """Device-level modality sets, bool ``[R, C, 1, M]``; R = 1 unless drawn per round.
+
+    Every device has at least one modality: an empty draw is repeated (ML-ECS gives no rule).
+    Under ``per_sample`` all are owned here; :func:`sample_mask` takes modalities away.
+    """
+    shape = (rounds if config.mask_schedule == "per_round" else 1, num_clients, num_modalities)
+    if config.mask_schedule == "per_sample":
+        return np.ones((1, num_clients, 1, num_modalities), bool)
+    rng = np.random.default_rng([config.seed, 1])
+    draw = _bernoulli if config.mask_draw == "bernoulli" else _stratified
+    return draw(rng, shape, config.rho)[:, :, None, :]
+
+
+def sample_mask(
+    config: PartitionConfig, client: int, part: int, num_samples: int, num_modalities: int
+) -> np.ndarray | None:
+    """Sample-level modality mask ``[n, M]`` of a client's part; None unless ``per_sample``."""
+    if config.mask_schedule != "per_sample":
+        return None
+    rng = np.random.default_rng([config.seed, 2, client, part])
+    return _bernoulli(rng, (num_samples, num_modalities), config.rho)
+
+
+def _bernoulli(rng: np.random.Generator, shape: tuple[int, ...], rho: float) -> np.ndarray:
+    """Bernoulli(ρ) with empty rows (last axis) drawn again."""
+    mask = rng.random(shape) < rho
+    while (empty := ~mask.any(axis=-1)).any():
+        mask[empty] = rng.random((int(empty.sum()), shape[-1])) < rho
+    return mask
+
+
+def _stratified(rng: np.random.Generator, shape: tuple[int, ...], rho: float) -> np.ndarray:
+    """round(ρ C) owners of each modality, at least one; a device without any is drawn again."""
+    rounds, clients, modalities = shape
+    owners = max(1, round(rho * clients))
+    mask = np.zeros(shape, bool)
+    for r in range(rounds):
+        for m in range(modalities):
+            mask[r, rng.permutation(clients)[:owners], m] = True
+        empty = ~mask[r].any(axis=-1)
+        mask[r, empty, rng.integers(modalities, size=int(empty.sum()))] = True
+    return mask
+
+
+def _cut(rows: np.ndarray, config: PartitionConfig) -> Share:
+    """Shuffled rows into test, validation and the rest."""
+    n_test = max(1, round(config.test_fraction * len(rows)))
+    n_val = max(1, round(config.val_fraction * len(rows)))
+    return Share(test=np.sort(rows[:n_test]), val=np.sort(rows[n_test:n_test + n_val]),
+                 train=np.sort(rows[n_test + n_val:]))
+
+
+def _by_frame(n: int, config: PartitionConfig, rng: np.random.Generator) -> Partition:
+    order = rng.permutation(n)
+    n_public = round(config.public_fraction * n)
+    return Partition(
+        public=_cut(order[:n_public], config),
+        devices=tuple(_cut(rows, config)
+                      for rows in np.array_split(order[n_public:], config.num_clients)))
+
+
+def _by_sequence(samples: Samples, config: PartitionConfig, rng: np.random.Generator) -> Partition:
+    """Held-out recordings common to all nodes; the others dealt to public pool and devices."""
+    pieces = [np.flatnonzero(samples.groups == g) for g in rng.permutation(np.unique(samples.groups))]
+    if len(pieces) < 4:
+        raise UserError(f"{samples.name} has {len(pieces)} groups; split=sequence needs at least 4, "
+                        "use split=frame")
+    held_out, rest = [[], []], []
+    for stratum in np.unique(samples.strata):
+        own = [p for p in pieces if samples.strata[p[0]] == stratum]
+        n_test, n_val = (max(1, round(f * len(own)))
+                         for f in (config.test_fraction, config.val_fraction))
+        held_out[0] += own[:n_test]
+        held_out[1] += own[n_test:n_test + n_val]
+        rest.append(own[n_test + n_val:])
+    test, val = (np.sort(np.concatenate(part)) if part else np.empty(0, int) for part in held_out)
+    shares = np.full(config.num_clients + 1, (1 - config.public_fraction) / config.num_clients)
+    shares[0] = config.public_fraction
+    dealt: list[list[np.ndarray]] = [[] for _ in shares]
+    for own in rest:
+        for node, piece in _deal(own, shares):
+            dealt[node].append(piece)
+    nodes = [Share(np.sort(np.concatenate(rows)) if rows else np.empty(0, int), val, test)
+             for rows in dealt]
+    return Partition(public=nodes[0], devices=tuple(nodes[1:]))
+
+
+def _deal(pieces: list[np.ndarray], shares: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Pieces to nodes so that sample counts follow ``shares``.
+
+    With more nodes than recordings, recordings are cut into consecutive parts; that leaks nothing
+    into the held-out ones.
+    """
+    pieces = list(pieces)
+    while pieces and len(pieces) < 2 * len(shares) and max(map(len, pieces)) > 1:
+        longest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
+        piece = pieces.pop(longest)
+        pieces += [piece[:len(piece) // 2], piece[len(piece) // 2:]]
+    filled = np.zeros(len(shares))
+    result = []
+    for piece in sorted(pieces, key=len, reverse=True):
+        node = int(np.argmin((filled + len(piece)) / shares))
+        filled[node] += len(piece)
+        result.append((node, piece))
+    return result
+
+
+def _by_device_column(
+    samples: Samples, config: PartitionConfig, rng: np.random.Generator
+) -> Partition:
+    assert samples.devices is not None
+    names = np.unique(samples.devices[samples.devices >= 0])
+    if config.num_clients not in (-1, len(names)):
+        raise UserError(f"{samples.name}: the device column names {len(names)} devices, "
+                        f"partition.num_clients is {config.num_clients}; use -1 to take the data's")
+    if not (samples.devices < 0).any():
+        raise UserError(f"{samples.name}: no sample is public; leave the device column empty in "
+                        "rows that all nodes may see")
+
+    def share(node: int) -> Share:
+        rows = np.flatnonzero(samples.devices == node)
+        if config.split == "frame":
+            return _cut(rng.permutation(rows), config)
+        groups = rng.permutation(np.unique(samples.groups[rows]))
+        if len(groups) < 3:
+            who = "the public share" if node < 0 else f"device {node}"
+            raise UserError(f"{samples.name}: {who} has {len(groups)} groups; split=sequence needs "
+                            "at least 3 (train, validation, test), use split=frame")
+        cut = _cut(groups, config)
+        return Share(**{part: rows[np.isin(samples.groups[rows], getattr(cut, part))]
+                        for part in ("train", "val", "test")})
+
+    return Partition(public=share(-1), devices=tuple(share(int(name)) for name in names))

@@ -1,0 +1,117 @@
+"""LoRA as a pure pytree beside the frozen parameters (Hu et al., 2021, eq. 3).
+
+A LoRA tree has the path of each target layer and two leaves there::
+
+    params:  {'block_0': {'attention': {'c_attn': {'kernel': [d, 3, d], 'bias': [3, d]}}}, …}
+    lora:    {'block_0': {'attention': {'c_attn': {'a': [d, r], 'b': [r, 3, d]}}}}
+
+A layer that finds leaves of its own path adds ``(alpha / r) · (x a) b`` to its output: the frozen
+kernel is never copied nor merged, so any number of clients can share one backbone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from mlecs_jax.errors import UserError
+
+Params = dict[str, Any]
+Lora = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Adapter settings that a layer needs when it is applied.
+
+    Attributes:
+      alpha: numerator of the scale ``alpha / rank``; the rank is read from the leaves, so trees
+        of different ranks pass through one model.
+      dropout: rate on the adapter's input, training only.
+    """
+
+    alpha: float = 16.0
+    dropout: float = 0.05
+
+
+def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int) -> Lora:
+    """A LoRA tree for every kernel of ``params`` whose layer path matches one of ``targets``.
+
+    Args:
+      key: PRNG key; a leaf's values depend on its path, not on how many layers match.
+      params: frozen parameters with ``kernel`` leaves ``[…stack, d_in, *d_out]`` (a leading
+        ``stack`` axis exists for layers under ``blocks``, which are scanned over).
+      targets: regular expressions searched in the '/'-joined layer path, e.g. ``('c_attn$',)``.
+      rank: r ≥ 1.
+
+    Returns:
+      ``a`` drawn from N(0, 1/d_in) and ``b`` zero, so the adapted model starts as the frozen one.
+
+    Raises:
+      UserError: the rank is not positive, or a target matches no layer.
+    """
+    if rank < 1:
+        raise UserError(f"lora.rank is {rank}; give a rank of 1 or more")
+    kernels = {path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(params).items()
+               if path[-1] == "kernel"}
+    lora: dict[tuple[str, ...], Array] = {}
+    for target in targets:
+        matches = [path for path in kernels if re.search(target, "/".join(path))]
+        if not matches:
+            raise UserError(f"lora.targets: '{target}' matches no layer; layers are e.g. "
+                            + ", ".join(sorted({path[-1] for path in kernels})))
+        for path in matches:
+            stack = kernels[path].shape[:1] if path[0] == "blocks" else ()
+            d_in, *d_out = kernels[path].shape[len(stack):]
+            layer_key = jax.random.fold_in(key, _path_hash(path))
+            a = jax.random.normal(layer_key, (*stack, d_in, rank)) / math.sqrt(d_in)
+            lora[(*path, "a")] = a
+            lora[(*path, "b")] = jnp.zeros((*stack, rank, *d_out))
+    return traverse_util.unflatten_dict(lora)
+
+
+def side_path(
+    x: Float[Array, "*batch d_in"],
+    a: Float[Array, "d_in r"],
+    b: Float[Array, "r *d_out"],
+    alpha: float,
+) -> Array:
+    """The adapter's contribution ``(alpha / r) · (x a) b``, ``[*batch, *d_out]``."""
+    return jnp.tensordot(x @ a, b, axes=1) * (alpha / a.shape[-1])
+
+
+def merge(params: Params, lora: Lora, alpha: float) -> Params:
+    """Parameters with the adapters folded in, ``W + (alpha / r) · a b``; for export and serving.
+
+    Training never merges: a merged weight is a copy of the backbone per client.
+    """
+    flat = dict(traverse_util.flatten_dict(params))
+    adapters = traverse_util.flatten_dict(lora)
+    for path, a in adapters.items():
+        if path[-1] == "a":
+            b = adapters[(*path[:-1], "b")]
+            product = jnp.tensordot if a.ndim == 2 else jax.vmap(lambda x, y: jnp.tensordot(x, y, 1))
+            delta = product(a, b, 1) if a.ndim == 2 else product(a, b)
+            kernel = (*path[:-1], "kernel")
+            flat[kernel] = flat[kernel] + (alpha / a.shape[-1]) * delta.astype(flat[kernel].dtype)
+    return traverse_util.unflatten_dict(flat)
+
+
+def count(tree: Any) -> int:
+    """Number of scalars in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _path_hash(path: tuple[str, ...]) -> int:
+    """A stable 31-bit number for a path (Python's own hash is salted per process)."""
+    value = 0
+    for byte in "/".join(path).encode():
+        value = (value * 131 + byte) % (2**31 - 1)
+    return value

@@ -1,0 +1,112 @@
+"""The unified multimodal model M = {E, C, B} of ML-ECS, as pure functions of parameter trees.
+
+Trainable parameters of one node are a dict of groups::
+
+    {'extractor': E, 'connector': projectors and fusion, 'generator': soft prompts, 'lora': B's}
+
+The paper's connector C is ``connector`` and ``generator`` together; they are two groups because
+the server's SLM has a generator of its own on the LLM's fused representation. The backbone B is
+frozen and passed beside them, so that any number of nodes share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from mlecs_jax import lora
+from mlecs_jax.lora import Params
+from mlecs_jax.models.connector import Connector, PromptGenerator
+from mlecs_jax.models.decoder import Decoder
+from mlecs_jax.models.encoders import Extractor
+
+
+@struct.dataclass
+class Batch:
+    """Samples ready for a model.
+
+    Attributes:
+      inputs: ``{modality: float32 [B, …]}``, standardised.
+      mask: bool ``[B, M]``, True where the node has the modality for the sample.
+      target: int32 ``[B, T]``, answer tokens, -1 at padding.
+    """
+
+    inputs: Mapping[str, Array]
+    mask: Bool[Array, "B M"]
+    target: Int[Array, "B T"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MultimodalModel:
+    """E, C and B with the instruction prompt they share.
+
+    Attributes:
+      prompt: instruction token ids placed between soft prompt and answer.
+      lora_targets, lora_rank: which backbone layers are adapted, and how.
+    """
+
+    extractor: Extractor
+    connector: Connector
+    generator: PromptGenerator
+    decoder: Decoder
+    prompt: tuple[int, ...]
+    lora_targets: tuple[str, ...]
+    lora_rank: int
+
+    def init_backbone(self, key: PRNGKeyArray) -> Params:
+        """Seeded frozen backbone parameters."""
+        return self.decoder.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def init(self, key: PRNGKeyArray, backbone: Params, inputs: Mapping[str, Array]) -> Params:
+        """Trainable groups; ``inputs`` is one batch (any size) that fixes the input shapes."""
+        keys = jax.random.split(key, 4)
+        batch = len(next(iter(inputs.values())))
+        encoded = jnp.zeros((batch, len(inputs), self.extractor.latent))
+        mask = jnp.ones((batch, len(inputs)), bool)
+        return {
+            "extractor": self.extractor.init(keys[0], inputs)["params"],
+            "connector": self.connector.init(keys[1], encoded, mask)["params"],
+            "generator": self.generator.init(keys[2], encoded[:, 0], deterministic=True)["params"],
+            "lora": lora.init(keys[3], backbone, self.lora_targets, self.lora_rank),
+        }
+
+    def represent(
+        self, params: Params, inputs: Mapping[str, Array], mask: Bool[Array, "B M"]
+    ) -> tuple[Float[Array, "B M d"], Float[Array, "B d"]]:
+        """Projected modality vectors (zero where absent) and the fused representation."""
+        encoded = self.extractor.apply({"params": params["extractor"]}, inputs)
+        return self.connector.apply({"params": params["connector"]}, encoded, mask)
+
+    def answer(
+        self,
+        backbone: Params,
+        params: Params,
+        fused: Float[Array, "B d"],
+        target: Int[Array, "B T"],
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits of each answer token given those before it (teacher forcing).
+
+        Args:
+          params: needs groups ``generator`` and ``lora`` only.
+          key: dropout key; None evaluates without dropout.
+        """
+        deterministic = key is None
+        keys = (None, None) if key is None else jax.random.split(key)
+        prefix = self.generator.apply(
+            {"params": params["generator"]}, fused, deterministic=deterministic,
+            rngs=None if deterministic else {"dropout": keys[0]})
+        prompt = jnp.asarray(self.prompt, jnp.int32)
+        prompt = jnp.broadcast_to(prompt, (len(target), len(self.prompt)))
+        tokens = jnp.concatenate([prompt, jnp.maximum(target[:, :-1], 0)], axis=1)
+        variables = {"params": backbone, "lora": params["lora"]}
+        hidden = self.decoder.apply(
+            variables, tokens, prefix=prefix, deterministic=deterministic,
+            rngs=None if deterministic else {"dropout": keys[1]}, method="hidden")
+        first = prefix.shape[1] + len(self.prompt) - 1  # the state that predicts the first token
+        return self.decoder.apply(variables, hidden[:, first:], method="logits")

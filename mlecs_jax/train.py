@@ -1,0 +1,95 @@
+"""Gradient descent as one compiled scan: the inner loop of every stage of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+Tree = Any
+LossFn = Callable[[Tree, Tree, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
+
+
+def optimiser(clip: float = 1.0) -> optax.GradientTransformation:
+    """Global-norm clipping, then Adam's direction; the caller scales it by its rates."""
+    return optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam())
+
+
+def per_learner(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same rule for each top-level key of a parameter dict, with its own norm and moments."""
+
+    def init(params):
+        return {name: transform.init(tree) for name, tree in params.items()}
+
+    def update(grads, state, params=None):
+        del params
+        pairs = {name: transform.update(tree, state[name]) for name, tree in grads.items()}
+        return ({name: pair[0] for name, pair in pairs.items()},
+                {name: pair[1] for name, pair in pairs.items()})
+
+    return optax.GradientTransformation(init, update)
+
+
+def fit(
+    loss_fn: LossFn,
+    params: Tree,
+    batch_at: Callable[[Int[Array, " B"]], Tree],
+    indices: Int[Array, "steps B"],
+    rates: Tree,
+    key: PRNGKeyArray,
+    *,
+    transform: optax.GradientTransformation,
+) -> tuple[Tree, dict[str, Float[Array, ""]]]:
+    """A stage: as many steps as there are rows of ``indices``, with a fresh optimiser.
+
+    Args:
+      loss_fn: ``(params, batch, key) → (loss, {name: scalar})``.
+      batch_at: gathers the batch of given sample indices.
+      rates: learning rate of each parameter group, a prefix of the tree ``params``; 0 freezes a
+        group, and its gradient is dropped *before* the global norm is taken. Traced, so that
+        schedules and ablations reuse one compiled program.
+      key: step i uses ``fold_in(key, i)``.
+
+    Returns:
+      New parameters, and each diagnostic averaged over the steps.
+    """
+    rates = jax.tree.broadcast(rates, params)
+
+    def step(carry, inputs):
+        params, state = carry
+        i, rows = inputs
+        grads, diagnostics = jax.grad(loss_fn, has_aux=True)(
+            params, batch_at(rows), jax.random.fold_in(key, i))
+        grads = jax.tree.map(lambda g, rate: jnp.where(rate > 0, g, 0.0), grads, rates)
+        direction, state = transform.update(grads, state)
+        params = jax.tree.map(lambda p, u, rate: p - rate * u, params, direction, rates)
+        return (params, state), diagnostics
+
+    steps = jnp.arange(len(indices))
+    (params, _), diagnostics = jax.lax.scan(
+        step, (params, transform.init(params)), (steps, indices))
+    return params, jax.tree.map(jnp.mean, diagnostics)
+
+
+def draw_batches(
+    key: PRNGKeyArray, count: Int[Array, ""], capacity: int, steps: int, batch_size: int
+) -> Int[Array, "steps B"]:
+    """Sample indices for a stage: one random pass over the samples, begun again when it ends.
+
+    Args:
+      count: number of real samples, at most ``capacity`` (stacked clients are padded to one
+        length; a padded row is never drawn).
+    """
+    order = jnp.argsort(jax.random.uniform(key, (capacity,)) + (jnp.arange(capacity) >= count))
+    position = jnp.arange(steps * batch_size) % count
+    return order[position].reshape(steps, batch_size)
+
+
+def decayed(rate: float, final_fraction: float, round_index: int, rounds: int) -> float:
+    """Learning rate of a round: linear from ``rate`` to ``rate · final_fraction`` at the last."""
+    progress = round_index / max(rounds - 1, 1)
+    return rate * (1.0 - (1.0 - final_fraction) * progress)
