@@ -1,0 +1,61 @@
+"""Building blocks every panel is made of: sections, figures with legends, names for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlecs_jax.report.markup import Markup, tag
+from mlecs_jax.report.svg import swatch
+
+# The contract's names in the words of the papers; a name that is not here is shown as it is.
+_WORDS = {
+    "accuracy": "accuracy", "after_amt": "after AMT", "after_broadcast": "after broadcast",
+    "amt": "AMT", "ccl": "CCL", "clients": "devices", "devices": "devices", "f1": "macro-F1",
+    "kt_llm": "knowledge transfer to the LLM", "kt_slm": "knowledge transfer to the SLM",
+    "llm_lm": "LLM, language modelling", "lm": "language modelling", "se_ccl": "SE-CCL",
+    "server": "server", "slm_lm": "SLM, language modelling", "volume": "volume (contrastive)",
+    "weighted_f1": "weighted F1",
+}
+LegendEntry = tuple[str, str, str]  # style, kind of swatch, words
+
+
+def words(name: str) -> str:
+    """A key of the run's files as a reader would say it."""
+    return _WORDS.get(name, name.replace("_", " "))
+
+
+def capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def section(anchor: str, title: str, *body: object, lead: object = None) -> Markup:
+    """A numbered-by-nothing, linkable part of the page."""
+    return tag("section", tag("h2", title), tag("p", lead, class_="lead") if lead else None,
+               *body, id=anchor)
+
+
+def panel(
+    title: str,
+    drawing: Markup,
+    *,
+    legend: Sequence[LegendEntry] = (),
+    read_out: str | None = None,
+    note: object = None,
+    wide: bool = False,
+) -> Markup:
+    """A titled figure; ``read_out`` is what stands below it until the pointer asks for more."""
+    keys = tag("ul", *(tag("li", swatch(style, kind), label) for style, kind, label in legend),
+               class_="legend") if legend else None
+    below = tag("p", read_out, class_="readout") if read_out else None
+    return tag("figure", tag("figcaption", tag("h3", title), keys), drawing, below,
+               tag("p", note, class_="note") if note else None, class_="wide" if wide else None)
+
+
+def grid(*panels: Markup | None) -> Markup:
+    return tag("div", *panels, class_="grid-of-panels")
+
+
+def scroller(label: str, content: Markup, *, tall: bool = False) -> Markup:
+    """A box that scrolls on its own, reachable by keyboard: the page never scrolls sideways."""
+    return tag("div", content, class_="scroll tall" if tall else "scroll", tabindex="0",
+               role="region", aria_label=label)

@@ -1,0 +1,215 @@
+"""The page's style sheet and its one small script, as strings: the page carries both inside.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers: blue is devices, vermilion
+is the server or an error, green is real data. Dashes, shapes and words repeat what colours say.
+"""
+
+STYLE = """
+:root {
+  --paper: #fcfcfa; --raised: #f3f3ee; --ink: #1b1d20; --muted: #5b6068; --rule: #dcdcd4;
+  --grid: #e6e6df; --axis: #9a9d9f; --dev: #0067a6; --srv: #c2410c; --ref: #767b82;
+  --ceil: #6f4e9b; --up: #0067a6; --down: #2b8a78; --hit: #0067a6; --miss: #d0530f;
+  --on-fill: #fff; --real: #00694e; --sim: #ffc53d; --on-sim: #231a00;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #14161a; --raised: #1d2026; --ink: #e9eaec; --muted: #a2a8b1; --rule: #343942;
+    --grid: #272b32; --axis: #6c727c; --dev: #62b5ee; --srv: #f5914f; --ref: #949aa4;
+    --ceil: #c3a3ee; --up: #62b5ee; --down: #5cc7b1; --hit: #62b5ee; --miss: #f5914f;
+    --on-fill: #0c1014; --real: #3ecf9f; --sim: #ffc53d; --on-sim: #231a00;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  font-variant-numeric: tabular-nums; overflow-wrap: anywhere;
+}
+main { max-width: 1180px; margin: 0 auto; padding: 28px clamp(16px, 4vw, 40px) 56px; }
+h1, h2, h3, p, figure, dl, dd, ul { margin: 0; padding: 0; }
+ul { list-style: none; }
+h1 { font-size: clamp(30px, 5.4vw, 46px); line-height: 1.1; letter-spacing: -.02em;
+  font-weight: 680; margin: 14px 0 22px; }
+h1 span { color: var(--muted); font-weight: 400; white-space: pre-wrap; }
+h2 { font-size: 23px; letter-spacing: -.01em; line-height: 1.25; font-weight: 650; }
+h3 { font-size: 15px; line-height: 1.35; font-weight: 650; }
+h3 small { font-size: 14px; font-weight: 400; color: var(--muted); margin-left: 8px; }
+a { color: inherit; }
+:focus-visible { outline: 2px solid var(--dev); outline-offset: 3px; }
+
+.banner { background: var(--sim); color: var(--on-sim); padding: 10px clamp(16px, 4vw, 40px);
+  border-bottom: 8px solid; text-align: center; font-size: 15px;
+  border-image: repeating-linear-gradient(-45deg, #231a00 0 10px, #ffc53d 10px 20px) 8; }
+.banner strong { text-transform: uppercase; letter-spacing: .06em; margin-right: 4px; }
+.strip { display: flex; flex-wrap: wrap; gap: 8px 14px; align-items: center; }
+.badge { font-size: 13px; font-weight: 700; letter-spacing: .07em; text-transform: uppercase;
+  padding: 4px 12px; border-radius: 99px; border: 2px solid; white-space: nowrap; }
+.badge.real { color: var(--real); }
+.badge.real::before { content: "✓ "; }
+.badge.simulated, .badge.none { background: var(--sim); color: var(--on-sim);
+  border-color: var(--on-sim); }
+.badge.simulated::before, .badge.none::before { content: "⚠ "; }
+.state { color: var(--muted); font-size: 15px; }
+
+.facts { display: flex; flex-wrap: wrap; gap: 12px 30px; }
+.facts dt { font-size: 13px; color: var(--muted); }
+.facts dd { font-size: 15px; font-weight: 550; }
+.facts.stacked { display: block; }
+.facts.stacked div { padding: 9px 0; border-bottom: 1px solid var(--rule); }
+
+.tiles { display: grid; gap: 0; margin: 30px 0 0; border-top: 2px solid var(--ink);
+  border-bottom: 1px solid var(--rule);
+  grid-template-columns: minmax(0, 1.5fr) repeat(auto-fit, minmax(0, 1fr)); grid-auto-flow: column;
+  grid-auto-columns: minmax(0, 1fr); }
+.tile { padding: 16px 22px 18px; border-left: 1px solid var(--rule); }
+.tile:first-child { padding-left: 0; border-left: 0; }
+.tile h2 { font-size: 14px; font-weight: 600; letter-spacing: 0; color: var(--muted); }
+.tile b { font-size: 40px; line-height: 1.15; letter-spacing: -.03em; font-weight: 680; }
+.tile.dev b { color: var(--dev); } .tile.srv b { color: var(--srv); }
+.tile p span { font-size: 14px; color: var(--muted); }
+.tile .small { font-size: 14px; color: var(--muted); line-height: 1.45; }
+.tile svg { max-width: 300px; margin: 8px 0 2px -4px; }
+
+nav { display: flex; gap: 4px 22px; flex-wrap: wrap; padding: 14px 0 0; font-size: 15px; }
+nav a { text-underline-offset: 3px; text-decoration-color: var(--axis); padding: 4px 0; }
+nav a:hover { text-decoration-color: currentColor; }
+section { margin-top: 52px; padding-top: 18px; border-top: 1px solid var(--rule); }
+.lead { color: var(--muted); max-width: 68ch; margin-top: 4px; font-size: 15px; }
+.grid-of-panels { display: grid; gap: 34px 32px; margin-top: 22px;
+  grid-template-columns: repeat(auto-fill, minmax(min(318px, 100%), 1fr)); }
+figure { min-width: 0; }
+figure > svg { margin-top: 6px; max-width: 460px; }
+figure.wide { margin-top: 22px; }
+figcaption { display: block; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--muted);
+  margin-top: 3px; }
+.legend li { display: flex; align-items: center; gap: 6px; }
+.swatch { width: 22px; height: 10px; flex: none; }
+.readout, .note { font-size: 13px; color: var(--muted); line-height: 1.45; }
+.readout { min-height: 2.9em; color: var(--ink); }
+.note { margin-top: 6px; max-width: 60ch; }
+
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg[width] { width: auto; max-width: none; }
+svg text { fill: var(--ink); font-size: 12px; }
+.tick { fill: var(--muted); } .axis-title { fill: var(--muted); }
+.row { font-size: 12.5px; }
+.middle { text-anchor: middle; } .end { text-anchor: end; }
+.grid { stroke: var(--grid); } .axis { stroke: var(--axis); }
+.dev { --c: var(--dev); } .srv { --c: var(--srv); } .ref { --c: var(--ref); }
+.ceil { --c: var(--ceil); } .up { --c: var(--up); } .down { --c: var(--down); }
+.line { fill: none; stroke: var(--c); stroke-width: 2.4; stroke-linejoin: round;
+  stroke-linecap: round; }
+.line.val { stroke-width: 1.8; stroke-dasharray: 5 4; stroke-linecap: butt; }
+.line.thin { stroke-width: 1; opacity: .55; }
+.line.ref { stroke-width: 1.5; }
+.band { fill: var(--c); fill-opacity: .13; stroke: none; }
+.band.inner { fill-opacity: .3; }
+.whisker { stroke: var(--c); stroke-width: 8; stroke-opacity: .22; }
+.dot { fill: var(--c); } .bar { fill: var(--c); }
+.mean { stroke: var(--c); stroke-width: 2.5; }
+.cell { fill: var(--dev); } .cell.none { fill: var(--raised); stroke: var(--axis);
+  stroke-width: .8; }
+.hit rect { fill: transparent; } .hit line { stroke: none; }
+.hit:hover line { stroke: var(--ink); stroke-opacity: .55; }
+
+.scroll { overflow-x: auto; max-width: 100%; }
+.scroll.tall { max-height: 560px; overflow-y: auto; margin-top: 16px; }
+.labelled { display: flex; gap: 12px; margin-top: 12px; }
+.labelled .scroll { flex: 1; min-width: 0; padding-bottom: 6px; }
+.row-labels { flex: none; font-size: 13px; max-width: 40%; }
+.row-labels li { display: flex; gap: 10px; justify-content: space-between; align-items: center; }
+.row-labels span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.row-labels b { font-weight: 400; color: var(--muted); }
+
+.matrices { display: flex; flex-wrap: wrap; gap: 28px 36px; margin-top: 22px; }
+.matrices figure { flex: none; max-width: 100%; }
+table { border-collapse: collapse; font-size: 14px; }
+.confusion { margin-top: 6px; }
+.confusion th { font-weight: 400; font-size: 12.5px; color: var(--muted); padding: 2px 6px 4px; }
+.confusion thead th { vertical-align: bottom; max-width: 74px; line-height: 1.2; }
+.confusion tbody th { text-align: right; padding-right: 8px; max-width: 110px; }
+.confusion th span { display: block; overflow: hidden; text-overflow: ellipsis; }
+.confusion td { width: 58px; min-width: 46px; height: 36px; text-align: center; padding: 0 5px;
+  border: 2px solid var(--paper); }
+.confusion tbody td { background:
+  color-mix(in srgb, var(--k) calc(8% + 92% * var(--s)), var(--paper)); }
+.hit { --k: var(--hit); } .miss { --k: var(--miss); }
+.confusion td.miss[style="--s:0.000"] { background: var(--raised); color: var(--muted); }
+.confusion td.strong { color: var(--on-fill); font-weight: 650; }
+.confusion td.lost, .confusion th.lost { border-left: 12px solid var(--paper); }
+.confusion th.lost { max-width: 100px; font-style: italic; }
+
+.devices { width: 100%; }
+.devices th, .devices td { padding: 6px 12px 6px 0; text-align: left; vertical-align: middle;
+  border-bottom: 1px solid var(--rule); overflow-wrap: normal; }
+.devices thead th { position: sticky; top: 0; background: var(--paper); font-size: 13px;
+  font-weight: 550; color: var(--muted); vertical-align: bottom; z-index: 1; }
+.devices .n { text-align: right; }
+.devices tbody th { font-weight: 600; }
+.meter { min-width: 92px; background: linear-gradient(var(--dev), var(--dev)) no-repeat left
+  calc(100% - 3px) / calc(var(--v) * (100% - 12px)) 3px; }
+.chip { display: inline-block; font-size: 13px; padding: 0 8px; margin: 1px 4px 1px 0;
+  background: var(--raised); border-radius: 4px; }
+details { margin-top: 20px; }
+summary { cursor: pointer; font-weight: 550; padding: 6px 0; }
+.config { margin-top: 6px; font-size: 13px; }
+.config th, .config td, code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas,
+  "DejaVu Sans Mono", monospace; }
+.config th, .config td { text-align: left; font-weight: 400; padding: 3px 18px 3px 0;
+  border-bottom: 1px solid var(--rule); vertical-align: top; }
+.config th { color: var(--muted); }
+code { font-size: .92em; }
+footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule); font-size: 14px;
+  color: var(--muted); }
+
+@media (max-width: 860px) {
+  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); grid-auto-flow: row; }
+  .tile:nth-child(odd) { padding-left: 0; border-left: 0; }
+  .tile:nth-child(n + 3) { border-top: 1px solid var(--rule); }
+}
+@media (max-width: 520px) {
+  main { padding-top: 18px; }
+  .tile { padding: 14px 0 16px 16px; }
+  .tile:first-child { grid-column: 1 / -1; border-bottom: 1px solid var(--rule); }
+  .tile:nth-child(n + 2) { border-top: 0; border-left: 0; padding-left: 0; }
+  .tile:nth-child(4) { border-top: 1px solid var(--rule); }
+  .tile b { font-size: 34px; }
+  .facts { display: grid; grid-template-columns: 1fr 1fr; gap: 10px 18px; }
+  .facts div:nth-last-child(-n + 2) { grid-column: 1 / -1; }
+  section { margin-top: 40px; }
+}
+@media print {
+  :root { --paper: #fff; --raised: #f3f3ee; --ink: #000; --muted: #444; --rule: #ccc;
+    --grid: #e2e2e2; --axis: #888; --dev: #0067a6; --srv: #c2410c; --ref: #767b82;
+    --ceil: #6f4e9b; --up: #0067a6; --down: #2b8a78; --hit: #0067a6; --miss: #d0530f;
+    --on-fill: #fff; --real: #00694e; }
+  body { font-size: 11pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+  main { max-width: none; padding: 0; }
+  nav, .hit { display: none; }
+  section { margin-top: 26px; }
+  figure, .tiles, tr { break-inside: avoid; }
+  h2, .lead { break-after: avoid; }
+  .grid-of-panels { grid-template-columns: repeat(2, 1fr); }
+  .scroll, .scroll.tall { overflow: visible; max-height: none; }
+  svg[width] { width: 100%; max-width: 100%; }
+  .labelled svg[width] { width: auto; max-width: 100%; }
+  .readout { min-height: 0; }
+}
+"""
+
+# Shows beneath a chart what its invisible columns carry in <title>, at once and by touch as well.
+SCRIPT = """
+for (const figure of document.querySelectorAll('figure')) {
+  const out = figure.querySelector('.readout');
+  if (!out) continue;
+  const rest = out.textContent;
+  for (const hit of figure.querySelectorAll('.hit')) {
+    const title = hit.querySelector('title'), words = title.textContent;
+    title.remove();
+    hit.addEventListener('pointerenter', () => { out.textContent = words; });
+  }
+  figure.addEventListener('pointerleave', () => { out.textContent = rest; });
+}
+"""

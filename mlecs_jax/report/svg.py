@@ -1,0 +1,312 @@
+"""Charts as inline SVG: lines with bands, bars, rows of dots, heat maps.
+
+All charts that carry axes are drawn 360 units wide and shown at about that many pixels on a phone
+and on a desk alike, so that their text is equally large everywhere. Colours are left to CSS classes
+(`style.py`), which know about light, dark and print. What the pointer reads out stands in the
+chart as ``<title>`` elements, so it also works without the page's script.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+
+from mlecs_jax.report.axes import Axis, figure, round_axis
+from mlecs_jax.report.markup import Markup, join, tag
+
+WIDTH, HEIGHT = 360, 216
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 36
+Values = Sequence[float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One value per round; None breaks the line. ``style``: CSS classes."""
+
+    values: Values
+    style: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """The area between two lines, one pair of values per round."""
+
+    low: Values
+    high: Values
+    style: str
+
+
+def line_chart(
+    layers: Sequence[Line | Band],
+    rounds: list[int],
+    y_axis: Axis,
+    *,
+    label: str,
+    y_label: str,
+    read_outs: Sequence[str],
+) -> Markup:
+    """Lines and bands over rounds, drawn in the order given.
+
+    Args:
+      layers: each with one value per entry of ``rounds``.
+      rounds: the x positions.
+      y_axis: must cover all values.
+      label: what a screen reader says of the chart.
+      y_label: what the y axis shows, with its unit.
+      read_outs: for every round, what the pointer reads there.
+    """
+    x_axis = round_axis(rounds)
+    xs = [_x(x_axis, r) for r in rounds]
+    drawn = [_line(xs, layer, y_axis) if isinstance(layer, Line) else _band(xs, layer, y_axis)
+             for layer in layers]
+    return _frame(x_axis, y_axis, label, y_label, [*drawn, _pointer_columns(xs, read_outs)])
+
+
+def bar_chart(
+    values: Values,
+    rounds: list[int],
+    y_axis: Axis,
+    *,
+    label: str,
+    y_label: str,
+    read_outs: Sequence[str],
+    style: str,
+) -> Markup:
+    """One bar per round from 0; arguments as for `line_chart`."""
+    low, high = min(rounds), max(rounds)
+    inner = round_axis(rounds)
+    x_axis = Axis(low - 0.6, high + 0.6, inner.ticks)
+    xs = [_x(x_axis, r) for r in rounds]
+    width = min(28.0, 0.72 * (WIDTH - _LEFT - _RIGHT) / (high - low + 1.2))
+    floor = _y(y_axis, 0.0)
+    bars = [
+        tag("rect", x=x - width / 2, y=_y(y_axis, v), width=width, height=floor - _y(y_axis, v),
+            class_=f"bar {style}")
+        for x, v in zip(xs, values, strict=True) if v is not None
+    ]
+    return _frame(x_axis, y_axis, label, y_label, [*bars, _pointer_columns(xs, read_outs)])
+
+
+@dataclasses.dataclass(frozen=True)
+class DotRow:
+    """A named row of marks: dots (one per device) or one diamond (``mark='diamond'``)."""
+
+    name: str
+    values: Sequence[float]
+    style: str
+    titles: Sequence[str]
+    mark: str = "dot"
+
+
+def dot_rows(rows: Sequence[DotRow], x_axis: Axis, *, label: str, x_label: str) -> Markup:
+    """Rows of marks over one axis; a row of several dots also shows their mean as a bar."""
+    left, row_height, top = 122, 26, 6
+    bottom = top + row_height * len(rows)
+
+    def at(value: float) -> float:
+        return left + x_axis.at(value) * (WIDTH - left - 14)
+
+    parts: list[Markup] = []
+    for tick in x_axis.ticks:
+        parts.append(tag("line", x1=at(tick), x2=at(tick), y1=top, y2=bottom, class_="grid"))
+        parts.append(_text(figure(tick), at(tick), bottom + 16, "tick middle"))
+    for i, row in enumerate(rows):
+        y = top + row_height * (i + 0.5)
+        parts.append(_text(shorten(row.name, 18), left - 10, y + 4, "row end", title=row.name))
+        parts.append(tag("line", x1=left, x2=WIDTH - 14, y1=y, y2=y, class_="grid"))
+        for value, title in zip(row.values, row.titles, strict=True):
+            parts.append(_mark(row.mark, at(value), y, row.style, title, len(row.values)))
+        if len(row.values) > 1:
+            mean = statistics.fmean(row.values)
+            parts.append(tag("line", x1=at(mean), x2=at(mean), y1=y - 9, y2=y + 9,
+                             class_=f"mean {row.style}"))
+    parts.append(_text(x_label, WIDTH - 14, bottom + 31, "axis-title end"))
+    return _svg(WIDTH, bottom + 38, label, parts)
+
+
+def strip(values: Sequence[float], axis: Axis, *, label: str, style: str) -> Markup:
+    """A small line of dots between two labelled ends, for a headline tile."""
+    width, y, pad = 260, 14, 7
+
+    def at(value: float) -> float:
+        return pad + axis.at(value) * (width - 2 * pad)
+
+    mean = statistics.fmean(values)
+    ends = [_text(figure(axis.low), pad, 36, "tick"),
+            _text(figure(axis.high), width - pad, 36, "tick end")]
+    dots = [_mark("dot", at(v), y, style, None, len(values)) for v in values]
+    return _svg(width, 40, label, [
+        tag("line", x1=pad, x2=width - pad, y1=y, y2=y, class_="axis"),
+        *dots,
+        tag("line", x1=at(mean), x2=at(mean), y1=y - 10, y2=y + 10, class_=f"mean {style}"),
+        *ends,
+    ])
+
+
+def heat_map(
+    rows: Sequence[Values],
+    *,
+    label: str,
+    cell: tuple[int, int],
+    first: int,
+    tick_every: int,
+    x_label: str,
+    title: Callable[[int, int], str],
+) -> Markup:
+    """Shares in [0, 1] as filled cells at their true size (wider than the page: let it scroll).
+
+    Args:
+      rows: one list of shares per row, all of one length.
+      label: what a screen reader says of the map.
+      cell: width and height of a cell in pixels.
+      first: number of the first column.
+      tick_every: a column whose number is a multiple of this is labelled.
+      x_label: what the columns are.
+      title: what the pointer reads at (row, column).
+    """
+    width, height = cell
+    gap = 2 if width >= 12 else 1
+    columns = len(rows[0])
+    parts: list[Markup] = []
+    for i, row in enumerate(rows):
+        for j, share in enumerate(row):
+            # An absent modality keeps an outline: "none" must not look like "no such cell".
+            parts.append(tag(
+                "rect", tag("title", title(i, j)), x=j * width + gap / 2, y=i * height + gap / 2,
+                width=width - gap, height=height - gap, rx=2 if gap == 2 else None,
+                class_="cell" if share else "cell none",
+                fill_opacity=0.25 + 0.75 * share if share and share < 1 else None,
+            ))
+    bottom = len(rows) * height
+    for j in range(columns):
+        if (first + j) % tick_every == 0:
+            parts.append(_text(str(first + j), (j + 0.5) * width, bottom + 14, "tick middle"))
+    parts.append(_text(x_label, 1, bottom + 30, "axis-title"))
+    # Room for the last label, which is centred on a cell that may be narrower than it.
+    full = max(columns * width + 14, 90)
+    return _svg(full, bottom + 34, label, parts, true_size=True)
+
+
+def swatch(style: str, kind: str = "line") -> Markup:
+    """The legend's sample of a line, a band or a dot."""
+    if kind == "band":
+        inner = tag("rect", x=1, y=1, width=20, height=8, class_=f"band {style}")
+    elif kind == "dot":
+        inner = tag("circle", cx=11, cy=5, r=4, class_=f"dot {style}")
+    elif kind == "cell":
+        inner = tag("rect", x=6, y=0.5, width=9, height=9, class_=f"cell {style}")
+    elif kind == "diamond":
+        inner = _mark("diamond", 11, 5, style, None, 1)
+    else:
+        inner = tag("line", x1=1, x2=21, y1=5, y2=5, class_=f"line {style}")
+    return tag("svg", inner, viewBox="0 0 22 10", class_="swatch", aria_hidden="true")
+
+
+def shorten(name: str, length: int) -> str:
+    """The name, cut with an ellipsis where it is longer than ``length`` characters."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _x(axis: Axis, value: float) -> float:
+    return _LEFT + axis.at(value) * (WIDTH - _LEFT - _RIGHT)
+
+
+def _y(axis: Axis, value: float) -> float:
+    return HEIGHT - _BOTTOM - axis.at(value) * (HEIGHT - _TOP - _BOTTOM)
+
+
+def _frame(
+    x_axis: Axis, y_axis: Axis, label: str, y_label: str, drawn: Sequence[Markup]
+) -> Markup:
+    left, right, bottom = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM
+    parts: list[Markup] = [_text(y_label, 2, 11, "axis-title")]
+    for tick in y_axis.ticks:
+        y = _y(y_axis, tick)
+        parts.append(tag("line", x1=left, x2=right, y1=y, y2=y, class_="grid"))
+        parts.append(_text(figure(tick), left - 7, y + 4, "tick end"))
+    for tick in x_axis.ticks:
+        x = _x(x_axis, tick)
+        parts.append(tag("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
+        parts.append(_text(figure(tick), x, bottom + 16, "tick middle"))
+    parts.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
+    parts.append(_text("rounds done", right, bottom + 31, "axis-title end"))
+    return _svg(WIDTH, HEIGHT, label, [*parts, *drawn])
+
+
+def _pointer_columns(xs: Sequence[float], read_outs: Sequence[str]) -> Markup:
+    """Invisible columns that answer the pointer with the figures of the nearest round."""
+    edges = [_LEFT, *((a + b) / 2 for a, b in zip(xs, xs[1:], strict=False)), WIDTH - _RIGHT]
+    height = HEIGHT - _TOP - _BOTTOM
+    return join(
+        tag("g", tag("title", words),
+            tag("rect", x=start, y=_TOP, width=max(end - start, 0.1), height=height),
+            tag("line", x1=x, x2=x, y1=_TOP, y2=_TOP + height), class_="hit")
+        for x, start, end, words in zip(xs, edges[:-1], edges[1:], read_outs, strict=True)
+    )
+
+
+def _line(xs: Sequence[float], line: Line, axis: Axis) -> Markup:
+    parts = []
+    for run in _runs(line.values):
+        points = [(xs[i], _y(axis, value)) for i in run
+                  if (value := line.values[i]) is not None]
+        if len(points) == 1:
+            (x, y), = points
+            parts.append(tag("circle", cx=x, cy=y, r=3.5, class_=f"dot {line.style}"))
+        else:
+            parts.append(tag("polyline", points=_points(points), class_=f"line {line.style}"))
+    return join(parts)
+
+
+def _band(xs: Sequence[float], band: Band, axis: Axis) -> Markup:
+    parts = []
+    known = [None if a is None or b is None else a
+             for a, b in zip(band.low, band.high, strict=True)]
+    for run in _runs(known):
+        there = [(xs[i], _y(axis, v)) for i in run if (v := band.low[i]) is not None]
+        back = [(xs[i], _y(axis, v)) for i in reversed(run) if (v := band.high[i]) is not None]
+        if len(run) == 1:  # one round has no area: a whisker
+            parts.append(tag("line", x1=there[0][0], x2=back[0][0], y1=there[0][1], y2=back[0][1],
+                             class_=f"whisker {band.style}"))
+        else:
+            parts.append(tag("polygon", points=_points(there + back), class_=f"band {band.style}"))
+    return join(parts)
+
+
+def _runs(values: Values) -> Iterator[list[int]]:
+    """Indices of the stretches without a gap."""
+    run: list[int] = []
+    for i, value in enumerate(values):
+        if value is not None:
+            run.append(i)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _points(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _mark(kind: str, x: float, y: float, style: str, title: str | None, count: int) -> Markup:
+    inner = tag("title", title) if title else None
+    if kind == "diamond":
+        return tag("path", inner, d=f"M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z", class_=f"dot {style}")
+    return tag("circle", inner, cx=x, cy=y, r=4.5, class_=f"dot {style}",
+               fill_opacity=0.9 if count <= 6 else 0.45 if count <= 40 else 0.22)
+
+
+def _text(words: str, x: float, y: float, style: str, title: str | None = None) -> Markup:
+    inner = tag("title", title) if title and title != words else None
+    return tag("text", inner, words, x=x, y=y, class_=style)
+
+
+def _svg(
+    width: float, height: float, label: str, parts: Sequence[Markup], *, true_size: bool = False
+) -> Markup:
+    size = {"width": width, "height": height} if true_size else {}
+    return tag("svg", *parts, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=label,
+               **size)

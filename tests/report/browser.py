@@ -1,0 +1,141 @@
+"""A real browser for tests: headless Chromium over its debugging pipe, standard library only."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+EXECUTABLE = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
+    "google-chrome")
+_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
+]
+
+
+class Browser:
+    """One page in a browser of its own; use as a context manager.
+
+    ``complaints`` collects console errors, warnings, uncaught exceptions and refused loads;
+    ``requests`` the addresses the pages asked for.
+    """
+
+    def __init__(self, profile: Path) -> None:
+        # Chromium reads commands from descriptor 3 and answers on 4; messages end with a NUL.
+        command_in, self._commands = os.pipe()
+        self._answers, answer_out = os.pipe()
+        moved_in, moved_out = (_above_ten(fd) for fd in (command_in, answer_out))
+
+        def wire() -> None:
+            os.dup2(moved_in, 3)
+            os.dup2(moved_out, 4)
+
+        assert EXECUTABLE is not None
+        self._process = subprocess.Popen(
+            [EXECUTABLE, *_FLAGS, f"--user-data-dir={profile}"], preexec_fn=wire,
+            pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for fd in (moved_in, moved_out):
+            os.close(fd)
+        self._buffer = b""
+        self._count = 0
+        self._session: str | None = None
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+        os.close(self._commands)
+        os.close(self._answers)
+
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """Sends one command and returns its result."""
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": arguments}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._count:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+
+    def open(self, page: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """Shows a file at a viewport of the given size and waits until it is loaded."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setEmulatedMedia", features=[
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        end = time.monotonic() + 20
+        while self.evaluate("document.readyState + location.protocol") != "completefile:":
+            assert time.monotonic() < end, "the page did not load in 20 s"
+            time.sleep(0.05)
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def screenshot(self, path: Path) -> Path:
+        """The whole page as a PNG."""
+        data = self.call("Page.captureScreenshot", captureBeyondViewport=True, format="png",
+                         clip={**self._page_size(), "x": 0, "y": 0, "scale": 1})["data"]
+        path.write_bytes(base64.b64decode(data))
+        return path
+
+    def pdf(self, path: Path) -> Path:
+        """The page as it prints on A4."""
+        data = self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True,
+                         paperWidth=8.27, paperHeight=11.69)["data"]
+        path.write_bytes(base64.b64decode(data))
+        return path
+
+    def _page_size(self) -> dict[str, float]:
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        return {"width": size["width"], "height": min(size["height"], 12000)}
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            piece = os.read(self._answers, 1 << 20)
+            assert piece, "the browser ended"
+            self._buffer += piece
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        event = json.loads(message)
+        params = event.get("params", {})
+        match event.get("method"):
+            case "Runtime.exceptionThrown":
+                self.complaints.append(json.dumps(params["exceptionDetails"]))
+            case "Log.entryAdded":
+                self.complaints.append(params["entry"]["text"])
+            case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):
+                self.complaints.append(json.dumps(params["args"]))
+            case "Network.requestWillBeSent":
+                self.requests.append(params["request"]["url"])
+        return event
+
+
+def _above_ten(fd: int) -> int:
+    """A copy of the descriptor out of the way of 3 and 4; the original is closed."""
+    import fcntl
+
+    copy = fcntl.fcntl(fd, fcntl.F_DUPFD, 10)
+    os.close(fd)
+    return copy
