@@ -54,8 +54,8 @@ def download_files(
                 url = urllib.parse.urljoin(base_url.rstrip("/") + "/", remote.name)
                 fetched += _fetch(url, folder / remote.name, optional=remote.optional)
             advance(remote.name)
-    except PermissionError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); name another folder with "
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error}); name another folder with "
                         "--source") from error
     return fetched
 
@@ -82,8 +82,8 @@ def _fetch(url: str, target: Path, *, optional: bool) -> bool:
         raise UserError(f"{url}: the server answers {error.code} {error.reason}; check the "
                         "address, or get the files by hand and pass --source") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as e:
-        raise UserError(f"{url}: {getattr(e, 'reason', e)}; run the same command again to go on "
-                        "from here, or get the files by hand and pass --source") from e
+        raise UserError(f"{url}: {getattr(e, 'reason', e)}; check the connection and run the same "
+                        "command again, or get the files by hand and pass --source") from e
     size = part.stat().st_size
     if total is not None and size != total:
         raise UserError(f"{url}: the transfer broke off at {size} of {total} bytes; run the same "

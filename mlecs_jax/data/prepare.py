@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = options.pop("dataset")
     module = DATASETS[name]
     source, wanted, url = (options.pop(key) for key in ("source", "download", "url"))
+    source = source and source.expanduser()  # shells leave the ~ of --source=~/x alone
     try:
         if wanted:
             source = source or paths.data_dir() / name

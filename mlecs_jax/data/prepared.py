@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mlecs_jax.errors import UserError
+
 _SOURCE = "source.json"
 
 
@@ -45,7 +47,7 @@ def is_prepared(folder: Path, expected: str | None = None) -> bool:
     (None: from any)."""
     try:
         made_from = json.loads((folder / _SOURCE).read_text())["fingerprint"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return expected is None or made_from == expected
 
@@ -63,10 +65,17 @@ def prepare_once(folder: Path, identity: str, write: Callable[[Path], Path]) -> 
 
     Returns:
       True if it was made now, False if it was there already.
+
+    Raises:
+      UserError: the folder cannot be made.
     """
     if is_prepared(folder, identity):
         return False
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder.parent} ({error.strerror}); set MLECS_CACHE_DIR "
+                        "to a folder that can be written") from error
     with _locked(folder.parent / f".{folder.name}.lock"):
         if is_prepared(folder, identity):
             return False

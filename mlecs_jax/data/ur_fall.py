@@ -115,12 +115,12 @@ def prepare(source: Path | None = None, *, rgb_size: int = 32, partial: bool = F
     Raises:
       UserError: no folder, or a file that is missing, torn or not the official one.
     """
+    target = _prepared_folder(rgb_size)
     folder = source or _official_folder()
     if folder is None:
         raise UserError(_how_to_get())
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; --source names the folder of official files")
-    target = _prepared_folder(rgb_size)
     files = ur_fall_files.source_files(folder)
     identity = prepared.fingerprint(folder, files, partial=partial)
 
@@ -174,7 +174,7 @@ def load(
     target = _prepared_folder(rgb_size)
     if folder is not None or not prepared.is_prepared(target):
         prepare(folder, rgb_size=rgb_size)
-    columns = _read(target)
+    columns = read_columns(rgb_size)
     groups, n = columns["group"], len(columns["group"])
 
     acce_present = columns["acce_valid"]
@@ -201,6 +201,29 @@ def load(
         groups=groups,
         strata=(groups >= first_fall).astype(np.int32),
     )
+
+
+def read_columns(rgb_size: int = 32) -> dict[str, np.ndarray]:
+    """All columns of the prepared dataset (:class:`UrFall` describes them) and ``group``, in the
+    order of the label files.
+
+    Raises:
+      UserError: the prepared files are damaged.
+    """
+    folder = _prepared_folder(rgb_size)
+    try:
+        # One example holds a whole sequence, so a plain loop over 70 is all there is to read.
+        examples = list(tfds.builder_from_directory(folder).as_data_source("train"))
+    except RuntimeError as error:  # array_record's for a bad checksum or a missing shard
+        raise UserError(f"the prepared dataset {folder} is damaged "
+                        f"({str(error).splitlines()[0]}); remove it and prepare again") from error
+    names = [example.pop("sequence").decode() for example in examples]
+    for name, example in zip(names, examples, strict=True):
+        group = ur_fall_files.SEQUENCES.index(name)
+        example["group"] = np.full(len(example["row"]), group, np.int32)
+    order = np.argsort(np.concatenate([example["row"] for example in examples]))
+    return {key: np.concatenate([example[key] for example in examples])[order]
+            for key in examples[0]}
 
 
 def download(folder: Path, base_url: str = BASE_URL) -> int:
@@ -237,6 +260,14 @@ def _sequences(folder: Path, partial: bool) -> list[ur_fall_files.LabelledSequen
         if not sequences:
             raise UserError(f"{folder} holds neither accelerometer files nor pictures of any "
                             "labelled sequence; --source names the folder of official files")
+    missing = [f"{s.name}-acc.csv" for s in sequences
+               if not (folder / f"{s.name}-acc.csv").exists()]
+    missing += [f"{s.name}-cam0.mp4" for s in sequences
+                if not ur_fall_images.has_pictures(folder, s.name)]
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} of the official files (first: "
+                        f"{missing[0]}); add them (--partial leaves out sequences with no "
+                        "file at all)")
     return sequences
 
 
@@ -256,19 +287,6 @@ def _example(
     }
 
 
-def _read(folder: Path) -> dict[str, np.ndarray]:
-    """All columns of the prepared dataset in the order of the label files, and ``group``."""
-    # One example holds a whole sequence, so a plain loop over 70 is all there is to read.
-    examples = list(tfds.builder_from_directory(folder).as_data_source("train"))
-    names = [example.pop("sequence").decode() for example in examples]
-    for name, example in zip(names, examples, strict=True):
-        group = ur_fall_files.SEQUENCES.index(name)
-        example["group"] = np.full(len(example["row"]), group, np.int32)
-    order = np.argsort(np.concatenate([example["row"] for example in examples]))
-    return {key: np.concatenate([example[key] for example in examples])[order]
-            for key in examples[0]}
-
-
 def _read_features(path: Path, groups: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """Features of a file as float32 ``[n, F]``, matched to rows."""
     try:
@@ -282,17 +300,30 @@ def _read_features(path: Path, groups: np.ndarray, frames: np.ndarray) -> np.nda
             raise UserError(f"rgb features {path} have shape {features.shape}, not "
                             f"[{len(groups)}, F]; give one row per labelled frame")
         return features.astype(np.float32)
-    missing = {"seq", "frame", "features"} - set(stored)
-    if missing:
-        raise UserError(f"rgb features {path} lack the array '{min(missing)}'; expected seq, "
-                        "frame and features")
-    seq, features = stored["seq"], stored["features"]
-    if seq.dtype.kind in "US":
-        seq = seq.astype(str)
-    else:
-        seq = np.array(ur_fall_files.SEQUENCES)[seq]
-    place = {(str(s), int(f)): i for i, (s, f) in enumerate(zip(seq, stored["frame"], strict=True))}
-    keys = [(ur_fall_files.SEQUENCES[g], int(f)) for g, f in zip(groups, frames, strict=True)]
+    with stored:
+        return _match_features(path, dict(stored), groups, frames)
+
+
+def _match_features(
+    path: Path, stored: dict[str, np.ndarray], groups: np.ndarray, frames: np.ndarray
+) -> np.ndarray:
+    """Rows of ``features`` for each (sequence, frame)."""
+    names = np.array(ur_fall_files.SEQUENCES)
+    for key in ("seq", "frame", "features"):
+        if key not in stored:
+            raise UserError(f"rgb features {path} lack the array '{key}'; expected seq, frame and "
+                            "features")
+    seq, frame, features = stored["seq"], stored["frame"], stored["features"]
+    if features.ndim != 2 or not seq.shape == frame.shape == features.shape[:1]:
+        raise UserError(f"rgb features {path}: seq {seq.shape}, frame {frame.shape} and features "
+                        f"{features.shape} disagree; expected [k], [k] and [k, F]")
+    if seq.dtype.kind in "iu":
+        if len(seq) and not 0 <= seq.min() <= seq.max() < len(names):
+            raise UserError(f"rgb features {path}: seq runs from {seq.min()} to {seq.max()}; use "
+                            f"sequence names, or indices 0 to {len(names) - 1}")
+        seq = names[seq]
+    place = {(str(s), int(f)): i for i, (s, f) in enumerate(zip(seq, frame, strict=True))}
+    keys = [(str(s), int(f)) for s, f in zip(names[groups], frames, strict=True)]
     absent = [key for key in keys if key not in place]
     if absent:
         raise UserError(f"rgb features {path} lack {len(absent)} labelled frames (first: "
