@@ -214,7 +214,7 @@ def read_columns(rgb_size: int = 32) -> dict[str, np.ndarray]:
     try:
         # One example holds a whole sequence, so a plain loop over 70 is all there is to read.
         examples = list(tfds.builder_from_directory(folder).as_data_source("train"))
-    except RuntimeError as error:  # array_record's for a bad checksum or a missing shard
+    except (RuntimeError, ValueError) as error:  # of array_record, or of tfds for an empty record
         raise UserError(f"the prepared dataset {folder} is damaged "
                         f"({str(error).splitlines()[0]}); remove it and prepare again") from error
     names = [example.pop("sequence").decode() for example in examples]

@@ -1,6 +1,7 @@
 """UR-Fall: made-up official files, every kind of bad file, and the real ones."""
 
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def test_samples_hold_the_files_in_order(official, no_data):
     assert ur_fall.prepare(official, rgb_size=16, partial=True)
     samples = load()
 
+    assert "tensorflow" not in sys.modules
     assert samples.name == "ur_fall" and samples.source == "real"
     assert samples.modalities == ("acce", "rgb", "depth")
     np.testing.assert_array_equal(samples.labels, [0, 0, 1, 1, 2, 0, 1, 2, 0])
