@@ -6,17 +6,19 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
+Number = float | int  # type checks at run time do not take an int for a float
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
     """A scale from ``low`` to ``high``; ``at(value)`` lies in [0, 1] between them."""
 
-    low: float
-    high: float
-    ticks: tuple[float, ...]
+    low: Number
+    high: Number
+    ticks: tuple[Number, ...]
     log: bool = False
 
-    def at(self, value: float) -> float:
+    def at(self, value: Number) -> float:
         if self.log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
         else:
@@ -92,19 +94,19 @@ def _round_step(width: float) -> float:
     return 10 * power
 
 
-def score(value: float | None) -> str:
+def score(value: Number | None) -> str:
     """A score in [0, 1] with three decimals; a dash where there is none."""
     return "–" if value is None else f"{value:.3f}"
 
 
-def figure(value: float | None) -> str:
+def figure(value: Number | None) -> str:
     """Any number with three significant digits or, from 1000 up, all before the point."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def byte_unit(values: Iterable[float | None]) -> tuple[float, str]:
+def byte_unit(values: Iterable[Number | None]) -> tuple[float, str]:
     """Divisor and name of the unit that suits the largest value: B, kB, MB, GB or TB."""
     largest = max((abs(v) for v in values if v is not None), default=0.0)
     for power, name in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
@@ -113,7 +115,7 @@ def byte_unit(values: Iterable[float | None]) -> tuple[float, str]:
     return 1.0, "B"
 
 
-def byte_text(value: float | None) -> str:
+def byte_text(value: Number | None) -> str:
     """Bytes in the unit that suits them, e.g. ``1.24 MB`` (1 MB = 1,000,000 B)."""
     if value is None:
         return "–"
@@ -121,7 +123,7 @@ def byte_text(value: float | None) -> str:
     return f"{value / divisor:.3g} {unit}" if divisor > 1 else f"{value:.0f} B"
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: Number | None) -> str:
     """Seconds as a reader would say them: ``0.42 s``, ``4 min 05 s``, ``2 h 10 min``."""
     if seconds is None:
         return "–"

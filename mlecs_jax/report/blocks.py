@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from mlecs_jax.report.markup import Markup, tag
 from mlecs_jax.report.svg import swatch
@@ -16,12 +17,25 @@ _WORDS = {
     "server": "server", "slm_lm": "SLM, language modelling", "volume": "volume (contrastive)",
     "weighted_f1": "weighted F1",
 }
+_NAMES = {
+    "centralized": "Centralized", "co_plms": "Co-PLMs", "fedavg_lora": "FedAvg-LoRA",
+    "fedilora": "FediLoRA", "fedmllm": "FedMLLM", "localpub": "Local + public",
+    "mega_ce2": "Mega-CE²", "ml_ecs": "ML-ECS", "ml_ecs_plus": "ML-ECS+",
+    "mosei": "CMU-MOSEI", "mosi": "CMU-MOSI", "multi_fedavg": "Multi-FedAvg",
+    "private_only": "Private only", "standalone": "Standalone", "ur_fall": "UR-Fall",
+    "vast": "VAST",
+}
 LegendEntry = tuple[str, str, str]  # style, kind of swatch, words
 
 
 def words(name: str) -> str:
     """A key of the run's files as a reader would say it."""
     return _WORDS.get(name, name.replace("_", " "))
+
+
+def proper(name: str) -> str:
+    """A method's or data set's name as papers write it; one that is not known stays as it is."""
+    return _NAMES.get(name, name)
 
 
 def capital(sentence: str) -> str:
@@ -41,14 +55,23 @@ def panel(
     legend: Sequence[LegendEntry] = (),
     read_out: str | None = None,
     note: object = None,
-    wide: bool = False,
+    shape: Literal["wide", "beside"] | None = None,
 ) -> Markup:
-    """A titled figure; ``read_out`` is what stands below it until the pointer asks for more."""
+    """A titled figure.
+
+    Args:
+      title: what it shows.
+      drawing: the chart.
+      legend: its keys.
+      read_out: what stands below until the pointer asks for more.
+      note: how to read it.
+      shape: ``wide`` stands on a row of its own, ``beside`` has its note at its side.
+    """
     keys = tag("ul", *(tag("li", swatch(style, kind), label) for style, kind, label in legend),
                class_="legend") if legend else None
     below = tag("p", read_out, class_="readout") if read_out else None
     return tag("figure", tag("figcaption", tag("h3", title), keys), drawing, below,
-               tag("p", note, class_="note") if note else None, class_="wide" if wide else None)
+               tag("p", note, class_="note") if note else None, class_=shape)
 
 
 def grid(*panels: Markup | None) -> Markup:

@@ -46,16 +46,21 @@ def confusion_section(run: RunFiles) -> Markup | None:
         if len(devices) <= _MOST:
             lead = " Below: the two worst and two best devices, then all of them."
             folded = tag("details", tag("summary", f"All {len(devices)} devices"),
-                         tag("div", *(_table(f"Device {c}", f1, m, names) for c, f1, m in devices),
-                             class_="matrices"))
+                         _side_by_side([_table(f"Device {c}", f1, m, names)
+                                        for c, f1, m in devices], names))
         else:
             lead = (f" Shown are the two worst and two best of {len(devices)} devices; "
                     "summary.json holds the others.")
     return section(
-        "confusion", "Confusion matrices", tag("div", *shown, class_="matrices"), folded,
+        "confusion", "Confusion matrices", _side_by_side(shown, names), folded,
         lead=f"Test samples of the final round. Rows: true class; columns: answer; last column: "
         f"answers that name no class. Shade: share of the row ({words(metric)} beside the name)."
         + lead)
+
+
+def _side_by_side(tables: list[Markup], names: list[str]) -> Markup:
+    """As many per row as fit; the width a table needs grows with its classes."""
+    return tag("div", *tables, class_="matrices", style=f"--width:{150 + 56 * len(names)}px")
 
 
 def _matrix(value: Any) -> np.ndarray | None:
@@ -79,7 +84,7 @@ def _table(title: str, f1: float | None, matrix: np.ndarray, names: list[str]) -
         cells = []
         for j, count in enumerate(row):
             share = count / sums[i] if sums[i] else 0.0
-            kind = "hit" if i == j else "miss lost" if j == size else "miss"
+            kind = "right" if i == j else "wrong lost" if j == size else "wrong"
             # Text on a strongly filled cell changes to the colour that is legible on it.
             cells.append(tag("td", f"{count:,.0f}", style=f"--s:{share:.3f}",
                              class_=f"{kind} strong" if share > 0.55 else kind,

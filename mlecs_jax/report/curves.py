@@ -87,10 +87,18 @@ def primary_metric(run: RunFiles) -> str:
     """The score the report leads with: macro-F1 where the run has it, else the first it names."""
     found: list[str] = []
     for split in ("test", "val"):
-        for stage in _stages(run):
+        for stage in stages_of(run):
             found += list(_table(dig(run.last, "eval", split, stage, "clients")))
         found += list(_table(dig(run.last, "eval", split, "server")))
     return "f1" if "f1" in found or not found else found[0]
+
+
+def stages_of(run: RunFiles) -> list[str]:
+    """Points of a round at which devices were scored, in the order the run names them."""
+    return list(dict.fromkeys(
+        name for entry in run.rounds for split in ("test", "val")
+        for name, part in _table(dig(entry, "eval", split)).items()
+        if isinstance(part, dict) and isinstance(part.get("clients"), dict)))
 
 
 def client_scores(run: RunFiles, split: str, stage: str, metric: str) -> Crowd | None:
@@ -111,7 +119,7 @@ def rounds_done(run: RunFiles) -> list[int]:
 def learning_section(run: RunFiles) -> Markup | None:
     """Validation and test score per round: devices at each point of the round, and the server."""
     metric = primary_metric(run)
-    stages = _stages(run)
+    stages = stages_of(run)
     crowds = {(split, stage): crowd for split in ("test", "val") for stage in stages
               if (crowd := client_scores(run, split, stage, metric))}
     server = {split: column for split in ("test", "val")
@@ -228,7 +236,7 @@ def communication_section(run: RunFiles) -> Markup | None:
                       byte_text(sum(known))))
     share = number(dig(run.summary, "communication", "share_of_parameters"))
     if share is not None:
-        facts.append(("Parameters a device sends, of all it holds", f"{share:.3%}"))
+        facts.append(("Parameters a device sends, of all it holds", f"{figure(100 * share)} %"))
     held = number(dig(run.summary, "communication", "device_parameters"))
     if held is not None:
         facts.append(("Parameters a device holds", f"{held:,.0f}"))
@@ -255,14 +263,6 @@ def _bytes_panel(run: RunFiles, title: str, column: Column, style: str) -> Marku
 
 def _at(done: int, figures: Sequence[tuple[str, str | None]]) -> str:
     return f"Round {done}: " + ", ".join(f"{name} {value}" for name, value in figures if value)
-
-
-def _stages(run: RunFiles) -> list[str]:
-    """Points of a round at which devices were scored, in the order the run names them."""
-    return list(dict.fromkeys(
-        name for entry in run.rounds for split in ("test", "val")
-        for name, part in _table(dig(entry, "eval", split)).items()
-        if isinstance(part, dict) and isinstance(part.get("clients"), dict)))
 
 
 def _table(value: object) -> dict[str, Any]:

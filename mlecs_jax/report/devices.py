@@ -7,26 +7,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlecs_jax.report.axes import linear_axis, score
-from mlecs_jax.report.blocks import grid, panel, scroller, section, words
+from mlecs_jax.report.blocks import panel, scroller, section, words
 from mlecs_jax.report.curves import primary_metric, rounds_done
 from mlecs_jax.report.markup import Markup, tag
 from mlecs_jax.report.run_files import RunFiles, dig, number
 from mlecs_jax.report.svg import DotRow, dot_rows, heat_map
 
 _ROWS = 12  # of modality sets shown by name
+_NARROW = 8  # up to this many devices, map and scores share a row
 
 
 def modality_section(run: RunFiles) -> Markup | None:
     """Availability per device (and round, where it changes), and scores by modality set."""
-    parts: list[Markup] = []
-    if run.presence and run.modalities:
-        parts += _presence_panels(run)
+    maps = _presence_panels(run) if run.presence and run.modalities else []
     dots = _scores_by_modalities(run)
-    if dots:
-        parts.append(dots)
-    if not parts:
+    if not maps and not dots:
         return None
-    return section("modalities", "Devices and their modalities", *parts)
+    narrow = len(maps) == 1 and len(run.presence[0]) <= _NARROW
+    body = [tag("div", *maps, dots, class_="duo")] if narrow else [*maps, dots]
+    return section("modalities", "Devices and their modalities", *body)
 
 
 def _presence_panels(run: RunFiles) -> list[Markup]:
@@ -50,8 +49,11 @@ def _presence_panels(run: RunFiles) -> list[Markup]:
                      title=per_device)
     counts = [f"{statistics.fmean(row):.0%}" for row in share]
     legend = [("", "cell", "present"), ("none", "cell", "missing")]
+    if changes:
+        legend = [("", "cell", "always"), ("half", "cell", "half of the rounds"),
+                  ("none", "cell", "never")]
     panels = [panel("Availability", _labelled(names, counts, drawn, "Modalities by device"),
-                    legend=legend, note=note, wide=True)]
+                    legend=legend, note=note, shape="wide")]
     if changes:
         panels.append(_presence_over_rounds(run))
     return panels
@@ -75,9 +77,9 @@ def _presence_over_rounds(run: RunFiles) -> Markup:
     long = len(tables) > 64
     drawn = heat_map(
         rows, label=title, cell=(6 if long else 16, 20), first=first,
-        tick_every=50 if long else 5 if len(tables) > 10 else 1, x_label="round",
+        tick_every=20 if long else 5 if len(tables) > 10 else 1, x_label="round",
         title=lambda i, j: f"{labels[i]}, round {first + j}: {rows[i][j]:.0%}")
-    return panel(title, _labelled(labels, None, drawn, title, row_height=20), wide=True)
+    return panel(title, _labelled(labels, None, drawn, title, row_height=20), shape="wide")
 
 
 def _labelled(
@@ -125,14 +127,14 @@ def _scores_by_modalities(run: RunFiles) -> Markup | None:
         return None
     axis = linear_axis([v for row in rows for v in row.values], limits=(0.0, 1.0), count=4)
     name = words(metric)
-    return grid(panel(
+    return panel(
         f"Final {name} by modality set",
         dot_rows(rows, axis, label=f"Final {name} by modality set",
                  x_label=f"test {name} (0 to 1)"),
         legend=legend,
         note="A vertical bar is the mean of a row. A diamond beside the devices shows what a "
         "single modality can give on its own." if ceilings else "A vertical bar is the mean "
-        "of a row."))
+        "of a row.", shape="beside")
 
 
 def _largest(
@@ -153,6 +155,7 @@ def table_section(run: RunFiles) -> Markup | None:
         return None
     columns = [key for key in dict.fromkeys(k for c in run.clients for k in c)
                if any(number(c.get(key)) is not None for c in run.clients) and key != "client"]
+    columns.sort(key=lambda key: not _is_score(key))  # a phone shows the first few
     heads = {"train_samples": "training samples", "test_samples": "test samples"}
     body = []
     for i, client in enumerate(run.clients):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from mlecs_jax.report.axes import byte_text, duration, linear_axis, score
-from mlecs_jax.report.blocks import capital, words
-from mlecs_jax.report.curves import client_scores, primary_metric, server_scores
+from mlecs_jax.report.axes import byte_text, duration, figure, linear_axis, score
+from mlecs_jax.report.blocks import proper, words
+from mlecs_jax.report.curves import client_scores, primary_metric, server_scores, stages_of
 from mlecs_jax.report.markup import Markup, tag
 from mlecs_jax.report.run_files import RunFiles, dig, number
 from mlecs_jax.report.svg import strip
@@ -27,8 +27,9 @@ def header(run: RunFiles) -> Markup:
     """Badge, title, state of the run and its settings."""
     badge = {"real": "Real data", "simulated": "Simulated data"}.get(
         run.data_source or "", "Unlabelled data")
-    title = tag("h1", run.method, tag("span", " on "), run.dataset)
-    facts = tag("dl", *(tag("div", tag("dt", name), tag("dd", value))
+    title = tag("h1", proper(run.method), tag("span", " on "), proper(run.dataset))
+    facts = tag("dl", *(tag("div", tag("dt", name), tag("dd", value),
+                            class_="long" if len(str(value)) > 14 else None)
                         for name, value in _facts(run) if value is not None), class_="facts")
     return tag("header", tag("p", tag("span", badge, class_=f"badge {run.data_source or 'none'}"),
                              tag("span", _state(run), class_="state"), class_="strip"),
@@ -46,7 +47,7 @@ def banner(run: RunFiles) -> Markup | None:
 
 def page_title(run: RunFiles) -> str:
     mark = {"real": "", "simulated": "SIMULATED: "}.get(run.data_source or "", "UNLABELLED: ")
-    return f"{mark}{run.method} on {run.dataset}"
+    return f"{mark}{proper(run.method)} on {proper(run.dataset)}"
 
 
 def tiles(run: RunFiles) -> Markup:
@@ -102,7 +103,7 @@ def _tile(title: str, main: str, unit: str, lines: Sequence[str | None], style: 
 def _devices_tile(run: RunFiles) -> Markup | None:
     metric = primary_metric(run)
     summary = dig(run.summary, "client")
-    stages = [name for name in (dig(run.last, "eval", "test") or {}) if name != "server"]
+    stages = stages_of(run)
     found = client_scores(run, "test", stages[0], metric) if stages else None
     values = [v for c in run.clients if (v := number(c.get(metric))) is not None]
     if not values and found:
@@ -159,7 +160,8 @@ def _bytes_tile(run: RunFiles) -> Markup | None:
     amount, _, unit = byte_text(up).partition(" ")
     return _tile("Communication", amount, f"{unit} up per round".strip(),
                  [f"{byte_text(down)} down per round",
-                  f"a device sends {share:.3%} of its parameters" if share is not None else None])
+                  None if share is None
+                  else f"a device sends {figure(100 * share)} % of its parameters"])
 
 
 def _time_tile(run: RunFiles) -> Markup | None:
@@ -171,6 +173,6 @@ def _time_tile(run: RunFiles) -> Markup | None:
         return None
     compiled = number(dig(run.summary, "timing", "compile_s"))
     amount, _, unit = duration(seconds).partition(" ")
-    return _tile(capital("time"), amount, f"{unit} per round",
+    return _tile("Time", amount, f"{unit} per round",
                  [f"{duration(sum(measured))} for all rounds" if measured else None,
                   f"compilation {duration(compiled)}" if compiled is not None else None])

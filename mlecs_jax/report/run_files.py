@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from mlecs_jax.errors import UserError
+
+_LARGEST = 1e300  # NaN and infinity are not below it either
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +51,10 @@ class RunFiles:
 
     @functools.cached_property
     def data_source(self) -> str | None:
-        """``real``, ``simulated`` or None; one simulated round makes the whole run simulated."""
-        named = {entry.get("data_source") for entry in self.rounds}
-        named.add(self.summary.get("data_source"))
-        named.discard(None)
+        """``real``, ``simulated`` or None; one simulated round makes a run simulated."""
+        named = {text(entry.get("data_source")) for entry in self.rounds}
+        if self.finished:
+            named.add(text(self.summary.get("data_source")))
         if "simulated" in named:
             return "simulated"
         return "real" if named == {"real"} else None
@@ -137,13 +138,13 @@ def dig(tree: object, *path: str) -> Any:
 
 
 def number(value: object) -> float | None:
-    """The value where it is a finite number, else None (JSON may hold NaN; bool is no number)."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value) if math.isfinite(value) else None
-        except OverflowError:
-            return None
-    return None
+    """The value where it is a number that can be drawn, else None.
+
+    JSON may hold NaN and integers of any length, and true and false are no numbers.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= _LARGEST else None
 
 
 def numbers(value: object) -> list[float | None]:

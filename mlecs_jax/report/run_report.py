@@ -107,7 +107,8 @@ def _flat(tree: object, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _footer(run: RunFiles) -> Markup:
-    files = "config.json and metrics.jsonl" + (" and summary.json" if run.finished else "")
+    files = ("config.json, metrics.jsonl and summary.json" if run.finished
+             else "config.json and metrics.jsonl")
     return tag("footer", tag("p", f"Made from {files} in ", tag("code", run.name),
                              ". To make this page again: ",
                              tag("code", "python -m mlecs_jax.report WORKDIR")))

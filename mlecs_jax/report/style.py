@@ -8,15 +8,16 @@ STYLE = """
 :root {
   --paper: #fcfcfa; --raised: #f3f3ee; --ink: #1b1d20; --muted: #5b6068; --rule: #dcdcd4;
   --grid: #e6e6df; --axis: #9a9d9f; --dev: #0067a6; --srv: #c2410c; --ref: #767b82;
-  --ceil: #6f4e9b; --up: #0067a6; --down: #2b8a78; --hit: #0067a6; --miss: #d0530f;
-  --on-fill: #fff; --real: #00694e; --sim: #ffc53d; --on-sim: #231a00;
+  --ceil: #6f4e9b; --up: #0067a6; --down: #2b8a78; --right: #0067a6; --wrong: #d0530f;
+  --on-fill: #fff; --real: #00694e; --sim: #ffc53d; --on-sim: #231a00; --faint: .14;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14161a; --raised: #1d2026; --ink: #e9eaec; --muted: #a2a8b1; --rule: #343942;
     --grid: #272b32; --axis: #6c727c; --dev: #62b5ee; --srv: #f5914f; --ref: #949aa4;
-    --ceil: #c3a3ee; --up: #62b5ee; --down: #5cc7b1; --hit: #62b5ee; --miss: #f5914f;
+    --ceil: #c3a3ee; --up: #62b5ee; --down: #5cc7b1; --right: #62b5ee; --wrong: #f5914f;
     --on-fill: #0c1014; --real: #3ecf9f; --sim: #ffc53d; --on-sim: #231a00;
+    --faint: .24;
   }
 }
 * { box-sizing: border-box; }
@@ -67,20 +68,28 @@ a { color: inherit; }
 .tile h2 { font-size: 14px; font-weight: 600; letter-spacing: 0; color: var(--muted); }
 .tile b { font-size: 40px; line-height: 1.15; letter-spacing: -.03em; font-weight: 680; }
 .tile.dev b { color: var(--dev); } .tile.srv b { color: var(--srv); }
-.tile p span { font-size: 14px; color: var(--muted); }
+.tile p span { font-size: 14px; color: var(--muted); display: block; }
 .tile .small { font-size: 14px; color: var(--muted); line-height: 1.45; }
 .tile svg { max-width: 300px; margin: 8px 0 2px -4px; }
 
 nav { display: flex; gap: 4px 22px; flex-wrap: wrap; padding: 14px 0 0; font-size: 15px; }
 nav a { text-underline-offset: 3px; text-decoration-color: var(--axis); padding: 4px 0; }
 nav a:hover { text-decoration-color: currentColor; }
-section { margin-top: 52px; padding-top: 18px; border-top: 1px solid var(--rule); }
+section { margin-top: 44px; padding-top: 18px; border-top: 1px solid var(--rule); }
 .lead { color: var(--muted); max-width: 68ch; margin-top: 4px; font-size: 15px; }
-.grid-of-panels { display: grid; gap: 34px 32px; margin-top: 22px;
+.grid-of-panels { display: grid; column-gap: 32px; margin-top: 22px;
   grid-template-columns: repeat(auto-fill, minmax(min(318px, 100%), 1fr)); }
+/* Captions, drawings and read-outs of neighbours stand on common lines. */
+.grid-of-panels > * { grid-row: span 3; padding-bottom: 20px; }
+.grid-of-panels > figure { display: grid; grid-template-rows: subgrid; }
 figure { min-width: 0; }
+.duo { display: flex; column-gap: 72px; flex-wrap: wrap; align-items: flex-start; }
+.duo > :last-child { flex: 1; }
 figure > svg { margin-top: 6px; max-width: 460px; }
-figure.wide { margin-top: 22px; }
+figure.wide, figure.beside { margin-top: 26px; }
+figure.beside { display: grid; grid-template-columns: minmax(0, 410px) minmax(0, 1fr);
+  column-gap: 44px; min-width: min(560px, 100%); }
+figure.beside figcaption { grid-column: 1 / -1; }
 figcaption { display: block; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--muted);
   margin-top: 3px; }
@@ -104,13 +113,14 @@ svg text { fill: var(--ink); font-size: 12px; }
 .line.val { stroke-width: 1.8; stroke-dasharray: 5 4; stroke-linecap: butt; }
 .line.thin { stroke-width: 1; opacity: .55; }
 .line.ref { stroke-width: 1.5; }
-.band { fill: var(--c); fill-opacity: .13; stroke: none; }
-.band.inner { fill-opacity: .3; }
+.band { fill: var(--c); fill-opacity: var(--faint); stroke: none; }
+.band.inner { fill-opacity: .32; }
 .whisker { stroke: var(--c); stroke-width: 8; stroke-opacity: .22; }
 .dot { fill: var(--c); } .bar { fill: var(--c); }
 .mean { stroke: var(--c); stroke-width: 2.5; }
 .cell { fill: var(--dev); } .cell.none { fill: var(--raised); stroke: var(--axis);
   stroke-width: .8; }
+.cell.half { fill-opacity: .6; }
 .hit rect { fill: transparent; } .hit line { stroke: none; }
 .hit:hover line { stroke: var(--ink); stroke-opacity: .55; }
 
@@ -118,32 +128,34 @@ svg text { fill: var(--ink); font-size: 12px; }
 .scroll.tall { max-height: 560px; overflow-y: auto; margin-top: 16px; }
 .labelled { display: flex; gap: 12px; margin-top: 12px; }
 .labelled .scroll { flex: 1; min-width: 0; padding-bottom: 6px; }
-.row-labels { flex: none; font-size: 13px; max-width: 40%; }
+.row-labels { flex: none; font-size: 13px; max-width: min(170px, 40vw); white-space: nowrap; }
 .row-labels li { display: flex; gap: 10px; justify-content: space-between; align-items: center; }
 .row-labels span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .row-labels b { font-weight: 400; color: var(--muted); }
 
-.matrices { display: flex; flex-wrap: wrap; gap: 28px 36px; margin-top: 22px; }
-.matrices figure { flex: none; max-width: 100%; }
+.matrices { display: grid; gap: 26px 32px; margin-top: 22px;
+  grid-template-columns: repeat(auto-fill, minmax(min(var(--width), 100%), 1fr)); }
 table { border-collapse: collapse; font-size: 14px; }
 .confusion { margin-top: 6px; }
 .confusion th { font-weight: 400; font-size: 12.5px; color: var(--muted); padding: 2px 6px 4px; }
-.confusion thead th { vertical-align: bottom; max-width: 74px; line-height: 1.2; }
+.confusion { white-space: nowrap; }
+.confusion thead th { max-width: 84px; padding: 2px 3px 4px; }
 .confusion tbody th { text-align: right; padding-right: 8px; max-width: 110px; }
 .confusion th span { display: block; overflow: hidden; text-overflow: ellipsis; }
-.confusion td { width: 58px; min-width: 46px; height: 36px; text-align: center; padding: 0 5px;
+.confusion td { min-width: 54px; height: 36px; text-align: center; padding: 0 5px;
   border: 2px solid var(--paper); }
 .confusion tbody td { background:
   color-mix(in srgb, var(--k) calc(8% + 92% * var(--s)), var(--paper)); }
-.hit { --k: var(--hit); } .miss { --k: var(--miss); }
-.confusion td.miss[style="--s:0.000"] { background: var(--raised); color: var(--muted); }
+.right { --k: var(--right); } .wrong { --k: var(--wrong); }
+.confusion td.wrong[style="--s:0.000"] { background: var(--raised); color: var(--muted); }
 .confusion td.strong { color: var(--on-fill); font-weight: 650; }
 .confusion td.lost, .confusion th.lost { border-left: 12px solid var(--paper); }
-.confusion th.lost { max-width: 100px; font-style: italic; }
+.confusion th.lost { max-width: 110px; font-style: italic; }
 
 .devices { width: 100%; }
 .devices th, .devices td { padding: 6px 12px 6px 0; text-align: left; vertical-align: middle;
   border-bottom: 1px solid var(--rule); overflow-wrap: normal; }
+.devices td { white-space: nowrap; }
 .devices thead th { position: sticky; top: 0; background: var(--paper); font-size: 13px;
   font-weight: 550; color: var(--muted); vertical-align: bottom; z-index: 1; }
 .devices .n { text-align: right; }
@@ -153,6 +165,7 @@ table { border-collapse: collapse; font-size: 14px; }
 .chip { display: inline-block; font-size: 13px; padding: 0 8px; margin: 1px 4px 1px 0;
   background: var(--raised); border-radius: 4px; }
 details { margin-top: 20px; }
+#setup .facts { margin-top: 12px; }
 summary { cursor: pointer; font-weight: 550; padding: 6px 0; }
 .config { margin-top: 6px; font-size: 13px; }
 .config th, .config td, code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas,
@@ -168,33 +181,44 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); grid-auto-flow: row; }
   .tile:nth-child(odd) { padding-left: 0; border-left: 0; }
   .tile:nth-child(n + 3) { border-top: 1px solid var(--rule); }
+  figure.beside { display: block; }
 }
 @media (max-width: 520px) {
   main { padding-top: 18px; }
   .tile { padding: 14px 0 16px 16px; }
   .tile:first-child { grid-column: 1 / -1; border-bottom: 1px solid var(--rule); }
   .tile:nth-child(n + 2) { border-top: 0; border-left: 0; padding-left: 0; }
-  .tile:nth-child(4) { border-top: 1px solid var(--rule); }
+  .tile:nth-child(4) { border-top: 1px solid var(--rule); grid-column: 1 / -1; }
   .tile b { font-size: 34px; }
-  .facts { display: grid; grid-template-columns: 1fr 1fr; gap: 10px 18px; }
-  .facts div:nth-last-child(-n + 2) { grid-column: 1 / -1; }
+  .facts:not(.stacked) { display: grid; grid-template-columns: repeat(3, auto); gap: 10px 18px;
+    justify-content: space-between; }
+  .facts .long { grid-column: 1 / -1; }
   section { margin-top: 40px; }
 }
 @media print {
+  @page { margin: 13mm; }
   :root { --paper: #fff; --raised: #f3f3ee; --ink: #000; --muted: #444; --rule: #ccc;
     --grid: #e2e2e2; --axis: #888; --dev: #0067a6; --srv: #c2410c; --ref: #767b82;
-    --ceil: #6f4e9b; --up: #0067a6; --down: #2b8a78; --hit: #0067a6; --miss: #d0530f;
-    --on-fill: #fff; --real: #00694e; }
+    --ceil: #6f4e9b; --up: #0067a6; --down: #2b8a78; --right: #0067a6; --wrong: #d0530f;
+    --on-fill: #fff; --real: #00694e; --faint: .14; }
   body { font-size: 11pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; padding: 0; }
   nav, .hit { display: none; }
-  section { margin-top: 26px; }
+  h1 { font-size: 30px; margin: 8px 0 12px; }
+  .banner { border: 2px solid; margin-bottom: 12px; }
+  .tiles { grid-template-columns: minmax(0, 1.4fr) repeat(3, minmax(0, 1fr)); margin-top: 16px; }
+  .tile, .tile:nth-child(odd) { padding: 10px 14px; border-left: 1px solid var(--rule);
+    border-top: 0; }
+  .tile:first-child { padding-left: 0; border-left: 0; }
+  .tile b { font-size: 26px; } .tile .small, .tile p span { font-size: 12px; }
+  .state { font-size: 13px; }
+  section { margin-top: 20px; padding-top: 12px; }
   figure, .tiles, tr { break-inside: avoid; }
-  h2, .lead { break-after: avoid; }
+  h2, .lead { break-after: avoid; break-inside: avoid; max-width: none; }
   .grid-of-panels { grid-template-columns: repeat(2, 1fr); }
   .scroll, .scroll.tall { overflow: visible; max-height: none; }
   svg[width] { width: 100%; max-width: 100%; }
-  .labelled svg[width] { width: auto; max-width: 100%; }
+  .labelled svg[width] { width: auto; max-width: 100%; height: var(--height); }
   .readout { min-height: 0; }
 }
 """

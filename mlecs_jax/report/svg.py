@@ -12,7 +12,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from mlecs_jax.report.axes import Axis, figure, round_axis
+from mlecs_jax.report.axes import Axis, Number, figure, round_axis
 from mlecs_jax.report.markup import Markup, join, tag
 
 WIDTH, HEIGHT = 360, 216
@@ -104,7 +104,7 @@ def dot_rows(rows: Sequence[DotRow], x_axis: Axis, *, label: str, x_label: str) 
     left, row_height, top = 122, 26, 6
     bottom = top + row_height * len(rows)
 
-    def at(value: float) -> float:
+    def at(value: Number) -> float:
         return left + x_axis.at(value) * (WIDTH - left - 14)
 
     parts: list[Markup] = []
@@ -129,7 +129,7 @@ def strip(values: Sequence[float], axis: Axis, *, label: str, style: str) -> Mar
     """A small line of dots between two labelled ends, for a headline tile."""
     width, y, pad = 260, 14, 7
 
-    def at(value: float) -> float:
+    def at(value: Number) -> float:
         return pad + axis.at(value) * (width - 2 * pad)
 
     mean = statistics.fmean(values)
@@ -208,11 +208,11 @@ def shorten(name: str, length: int) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _x(axis: Axis, value: float) -> float:
+def _x(axis: Axis, value: Number) -> float:
     return _LEFT + axis.at(value) * (WIDTH - _LEFT - _RIGHT)
 
 
-def _y(axis: Axis, value: float) -> float:
+def _y(axis: Axis, value: Number) -> float:
     return HEIGHT - _BOTTOM - axis.at(value) * (HEIGHT - _TOP - _BOTTOM)
 
 
@@ -291,7 +291,7 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-def _mark(kind: str, x: float, y: float, style: str, title: str | None, count: int) -> Markup:
+def _mark(kind: str, x: Number, y: Number, style: str, title: str | None, count: int) -> Markup:
     inner = tag("title", title) if title else None
     if kind == "diamond":
         return tag("path", inner, d=f"M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z", class_=f"dot {style}")
@@ -299,14 +299,16 @@ def _mark(kind: str, x: float, y: float, style: str, title: str | None, count: i
                fill_opacity=0.9 if count <= 6 else 0.45 if count <= 40 else 0.22)
 
 
-def _text(words: str, x: float, y: float, style: str, title: str | None = None) -> Markup:
+def _text(words: str, x: Number, y: Number, style: str, title: str | None = None) -> Markup:
     inner = tag("title", title) if title and title != words else None
     return tag("text", inner, words, x=x, y=y, class_=style)
 
 
 def _svg(
-    width: float, height: float, label: str, parts: Sequence[Markup], *, true_size: bool = False
+    width: Number, height: Number, label: str, parts: Sequence[Markup], *, true_size: bool = False
 ) -> Markup:
-    size = {"width": width, "height": height} if true_size else {}
+    # Print narrows a wide map to the page but keeps its height, beside which its labels stand.
+    size = {"width": width, "height": height, "preserveAspectRatio": "none",
+            "style": f"--height:{height:g}px"} if true_size else {}
     return tag("svg", *parts, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=label,
                **size)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ _FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
 ]
+# Puts the pipes where Chromium looks for them and becomes Chromium. (Popen's preexec_fn would run
+# JAX's fork hook, which warns, and warnings are errors.)
+_WIRE = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]]  # clear of 3 and 4
+os.dup2(ends[0], 3), os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -31,17 +40,12 @@ class Browser:
         # Chromium reads commands from descriptor 3 and answers on 4; messages end with a NUL.
         command_in, self._commands = os.pipe()
         self._answers, answer_out = os.pipe()
-        moved_in, moved_out = (_above_ten(fd) for fd in (command_in, answer_out))
-
-        def wire() -> None:
-            os.dup2(moved_in, 3)
-            os.dup2(moved_out, 4)
-
         assert EXECUTABLE is not None
         self._process = subprocess.Popen(
-            [EXECUTABLE, *_FLAGS, f"--user-data-dir={profile}"], preexec_fn=wire,
-            pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for fd in (moved_in, moved_out):
+            [sys.executable, "-ISc", _WIRE, str(command_in), str(answer_out), EXECUTABLE, *_FLAGS,
+             f"--user-data-dir={profile}"], pass_fds=(command_in, answer_out),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for fd in (command_in, answer_out):
             os.close(fd)
         self._buffer = b""
         self._count = 0
@@ -130,12 +134,3 @@ class Browser:
             case "Network.requestWillBeSent":
                 self.requests.append(params["request"]["url"])
         return event
-
-
-def _above_ten(fd: int) -> int:
-    """A copy of the descriptor out of the way of 3 and 4; the original is closed."""
-    import fcntl
-
-    copy = fcntl.fcntl(fd, fcntl.F_DUPFD, 10)
-    os.close(fd)
-    return copy
