@@ -60,7 +60,7 @@ def confusion_section(run: RunFiles) -> Markup | None:
 
 def _side_by_side(tables: list[Markup], names: list[str]) -> Markup:
     """As many per row as fit; the width a table needs grows with its classes."""
-    return tag("div", *tables, class_="matrices", style=f"--width:{150 + 56 * len(names)}px")
+    return tag("div", *tables, class_="matrices", style=f"--width:{102 + 53 * len(names)}px")
 
 
 def _matrix(value: Any) -> np.ndarray | None:
@@ -85,9 +85,11 @@ def _table(title: str, f1: float | None, matrix: np.ndarray, names: list[str]) -
         for j, count in enumerate(row):
             share = count / sums[i] if sums[i] else 0.0
             kind = "right" if i == j else "wrong lost" if j == size else "wrong"
-            # Text on a strongly filled cell changes to the colour that is legible on it.
+            # Text on a well filled cell changes to the colour that is legible on it: in dark
+            # mode from half on (`strong`), in light mode only near full (`full`).
+            kind += " full strong" if share > 0.78 else " strong" if share > 0.55 else ""
             cells.append(tag("td", f"{count:,.0f}", style=f"--s:{share:.3f}",
-                             class_=f"{kind} strong" if share > 0.55 else kind,
+                             class_=kind,
                              title=f"true {names[i]}, answered "
                              f"{'nothing known' if j == size else names[j]}: {count:,.0f} "
                              f"({share:.1%} of the row)"))

@@ -10,6 +10,7 @@ STYLE = """
   --grid: #e6e6df; --axis: #9a9d9f; --dev: #0067a6; --srv: #c2410c; --ref: #767b82;
   --ceil: #6f4e9b; --up: #0067a6; --down: #2b8a78; --right: #0067a6; --wrong: #d0530f;
   --on-fill: #fff; --real: #00694e; --sim: #ffc53d; --on-sim: #231a00; --faint: .14;
+  --on-strong: #1b1d20;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -17,7 +18,7 @@ STYLE = """
     --grid: #272b32; --axis: #6c727c; --dev: #62b5ee; --srv: #f5914f; --ref: #949aa4;
     --ceil: #c3a3ee; --up: #62b5ee; --down: #5cc7b1; --right: #62b5ee; --wrong: #f5914f;
     --on-fill: #0c1014; --real: #3ecf9f; --sim: #ffc53d; --on-sim: #231a00;
-    --faint: .24;
+    --faint: .24; --on-strong: #0c1014;
   }
 }
 * { box-sizing: border-box; }
@@ -111,7 +112,7 @@ svg text { fill: var(--ink); font-size: 12px; }
 .line { fill: none; stroke: var(--c); stroke-width: 2.4; stroke-linejoin: round;
   stroke-linecap: round; }
 .line.val { stroke-width: 1.8; stroke-dasharray: 5 4; stroke-linecap: butt; }
-.line.thin { stroke-width: 1; opacity: .55; }
+.line.thin { stroke-width: 1; opacity: .65; }
 .line.ref { stroke-width: 1.5; }
 .band { fill: var(--c); fill-opacity: var(--faint); stroke: none; }
 .band.inner { fill-opacity: .32; }
@@ -148,7 +149,9 @@ table { border-collapse: collapse; font-size: 14px; }
   color-mix(in srgb, var(--k) calc(8% + 92% * var(--s)), var(--paper)); }
 .right { --k: var(--right); } .wrong { --k: var(--wrong); }
 .confusion td.wrong[style="--s:0.000"] { background: var(--raised); color: var(--muted); }
-.confusion td.strong { color: var(--on-fill); font-weight: 650; }
+.confusion td.strong { color: var(--on-strong); font-weight: 650; }
+.confusion td.full { color: var(--on-fill); }
+.confusion tbody th, .devices tbody th { position: sticky; left: 0; background: var(--paper); }
 .confusion td.lost, .confusion th.lost { border-left: 12px solid var(--paper); }
 .confusion th.lost { max-width: 110px; font-style: italic; }
 
@@ -185,7 +188,7 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
 }
 @media (max-width: 520px) {
   main { padding-top: 18px; }
-  .tile { padding: 14px 0 16px 16px; }
+  .tile { padding: 14px 14px 16px 0; }
   .tile:first-child { grid-column: 1 / -1; border-bottom: 1px solid var(--rule); }
   .tile:nth-child(n + 2) { border-top: 0; border-left: 0; padding-left: 0; }
   .tile:nth-child(4) { border-top: 1px solid var(--rule); grid-column: 1 / -1; }
@@ -200,7 +203,8 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   :root { --paper: #fff; --raised: #f3f3ee; --ink: #000; --muted: #444; --rule: #ccc;
     --grid: #e2e2e2; --axis: #888; --dev: #0067a6; --srv: #c2410c; --ref: #767b82;
     --ceil: #6f4e9b; --up: #0067a6; --down: #2b8a78; --right: #0067a6; --wrong: #d0530f;
-    --on-fill: #fff; --real: #00694e; --faint: .14; }
+    --on-fill: #fff; --real: #00694e; --faint: .14;
+    --on-strong: #000; }
   body { font-size: 11pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; padding: 0; }
   nav, .hit { display: none; }
@@ -220,6 +224,7 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   svg[width] { width: 100%; max-width: 100%; }
   .labelled svg[width] { width: auto; max-width: 100%; height: var(--height); }
   .readout { min-height: 0; }
+  figure.beside > svg { max-width: 330px; }
 }
 """
 
