@@ -59,8 +59,10 @@ def confusion_section(run: RunFiles) -> Markup | None:
 
 
 def _side_by_side(tables: list[Markup], names: list[str]) -> Markup:
-    """As many per row as fit; the width a table needs grows with its classes."""
-    return tag("div", *tables, class_="matrices", style=f"--width:{102 + 53 * len(names)}px")
+    """As many per row as fit; the width a table needs grows with its classes and their names."""
+    label = min(140, 14 + 8 * max(map(len, names), default=7))
+    columns = sum(min(84, max(54, 6 + 8 * max(map(len, n.split()), default=1))) for n in names)
+    return tag("div", *tables, class_="matrices", style=f"--width:{label + columns + 90}px")
 
 
 def _matrix(value: Any) -> np.ndarray | None:
@@ -97,7 +99,7 @@ def _table(title: str, f1: float | None, matrix: np.ndarray, names: list[str]) -
                         *cells))
     head = tag("tr", tag("td"),
                *(tag("th", tag("span", n), scope="col", title=n) for n in names),
-               tag("th", tag("span", "unparsable"), scope="col", class_="lost",
+               tag("th", tag("span", "unpar\u00adsable"), scope="col", class_="lost",
                    title="answers that name no class"))
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="confusion")
     beside = tag("small", score(f1)) if f1 is not None else None

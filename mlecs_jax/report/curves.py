@@ -24,6 +24,7 @@ from mlecs_jax.report.svg import Band, Line, bar_chart, line_chart
 
 MANY = 8  # from more devices than this on, bands and quartiles take the place of single lines
 _IN_NATS = {"lm", "llm_lm", "slm_lm", "volume", "kt_llm", "kt_slm"}  # cross-entropies and KL
+_STAGES = ("devices", "ccl", "amt", "server", "se_ccl")
 Column = list[float | None]
 
 
@@ -191,12 +192,18 @@ def _server_panel(run: RunFiles, axis: Axis, metric: str, server: dict[str, Colu
 def loss_section(run: RunFiles) -> Markup | None:
     """One panel per loss found under ``train``, whatever the method calls it."""
     paths = dict.fromkeys(p for entry in run.rounds for p in _leaves(entry.get("train")))
-    panels = [drawn for path in paths if (drawn := _loss_panel(run, path))]
+    panels = [drawn for path in sorted(paths, key=_in_order_of_the_round)
+              if (drawn := _loss_panel(run, path))]
     if not panels:
         return None
     return section("losses", "Training losses", grid(*panels),
                    lead="As the run logged them for each stage of a round. Every panel has its own "
                    "scale, logarithmic where a loss spans two decades or more.")
+
+
+def _in_order_of_the_round(path: tuple[str, ...]) -> tuple[int, ...]:
+    """Stages as Algorithm 1 takes them; the files name them alphabetically. Others come last."""
+    return tuple(_STAGES.index(name) if name in _STAGES else len(_STAGES) for name in path)
 
 
 def _loss_panel(run: RunFiles, path: tuple[str, ...]) -> Markup | None:
@@ -222,21 +229,23 @@ def _loss_panel(run: RunFiles, path: tuple[str, ...]) -> Markup | None:
 
 
 def communication_section(run: RunFiles) -> Markup | None:
-    """Bytes up and down per round, their sum over the run, and the share of a device's model."""
+    """Bytes up and down per device and round, their sum, and the shares of a device's model."""
     panels: list[Markup] = []
     facts: list[tuple[str, str]] = []
-    for key, title, style in (("uplink_bytes", "Up: devices to server", "up"),
-                              ("downlink_bytes", "Down: server to devices", "down")):
+    for key, title, style in (("uplink_bytes", "Up: device to server", "up"),
+                              ("downlink_bytes", "Down: server to device", "down")):
         column = [number(dig(entry, "communication", key)) for entry in run.rounds]
         known = [v for v in column if v is not None]
         if not known:
             continue
         panels.append(_bytes_panel(run, title, column, style))
-        facts.append((f"{title.partition(':')[0]}, all {len(known)} rounds",
-                      byte_text(sum(known))))
-    share = number(dig(run.summary, "communication", "share_of_parameters"))
-    if share is not None:
-        facts.append(("Parameters a device sends, of all it holds", f"{figure(100 * share)} %"))
+        facts.append((f"{title.partition(':')[0]}, all devices and all {len(known)} rounds",
+                      byte_text(sum(known) * (run.num_clients or 1))))
+    for key, name in (("uplink_share_of_parameters", "A round sends, of a device's parameters"),
+                      ("share_of_parameters", "A round exchanges, of a device's parameters")):
+        share = number(dig(run.summary, "communication", key))
+        if share is not None:
+            facts.append((name, f"{figure(100 * share)} %"))
     held = number(dig(run.summary, "communication", "device_parameters"))
     if held is not None:
         facts.append(("Parameters a device holds", f"{held:,.0f}"))
@@ -245,7 +254,7 @@ def communication_section(run: RunFiles) -> Markup | None:
     listing = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts),
                   class_="facts stacked")
     return section("communication", "Communication", grid(*panels, listing),
-                   lead="Counted from the arrays that cross between the tiers "
+                   lead="Per device and round, counted from the arrays that cross the tiers "
                    "(1 MB = 1,000,000 bytes).")
 
 
@@ -256,7 +265,7 @@ def _bytes_panel(run: RunFiles, title: str, column: Column, style: str) -> Marku
     read_outs = [_at(r, [("sent", byte_text(v) + (f" ({v:,.0f} B)" if v and v >= 1000 else ""))])
                  for r, v in zip(rounds, column, strict=True)]
     chart = bar_chart(scaled, rounds, linear_axis(scaled, from_zero=True),
-                      label=f"{title}, {unit} by round", y_label=f"{unit} per round",
+                      label=f"{title}, {unit} by round", y_label=f"{unit} per device and round",
                       read_outs=read_outs, style=style)
     return panel(title, chart, read_out=read_outs[-1])
 

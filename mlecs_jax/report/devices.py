@@ -127,14 +127,17 @@ def _scores_by_modalities(run: RunFiles) -> Markup | None:
         return None
     axis = linear_axis([v for row in rows for v in row.values], limits=(0.0, 1.0), count=4)
     name = words(metric)
+    notes = []
+    if any(len(row.values) > 1 for row in rows):
+        notes.append("A vertical bar is the mean of a row.")
+    if ceilings:
+        notes.append("A purple diamond shows what one modality can give on its own.")
     return panel(
         f"Final {name} by modality set",
         dot_rows(rows, axis, label=f"Final {name} by modality set",
                  x_label=f"test {name} (0 to 1)"),
         legend=legend,
-        note="A vertical bar is the mean of a row. A diamond beside the devices shows what a "
-        "single modality can give on its own." if ceilings else "A vertical bar is the mean "
-        "of a row.", shape="beside")
+        note=" ".join(notes), shape="beside")
 
 
 def _largest(

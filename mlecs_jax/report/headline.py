@@ -87,7 +87,7 @@ def _versions(run: RunFiles) -> str | None:
     versions = run.summary.get("versions")
     if not isinstance(versions, dict):
         return None
-    shown = [f"{name} {versions[name]}" for name in ("mlecs_jax", "jax", "flax")
+    shown = [f"{name} {versions[name]}" for name in ("mlecs-jax", "jax", "flax")
              if name in versions]
     shown += [str(versions["device"])] if "device" in versions else []
     return ", ".join(shown) or None
@@ -158,10 +158,10 @@ def _bytes_tile(run: RunFiles) -> Markup | None:
         return None
     share = number(dig(run.summary, "communication", "share_of_parameters"))
     amount, _, unit = byte_text(up).partition(" ")
-    return _tile("Communication", amount, f"{unit} up per round".strip(),
-                 [f"{byte_text(down)} down per round",
+    return _tile("Communication", amount, f"{unit} up, per device and round".strip(),
+                 [f"{byte_text(down)} down",
                   None if share is None
-                  else f"a device sends {figure(100 * share)} % of its parameters"])
+                  else f"{figure(100 * share)} % of a device's parameters exchanged"])
 
 
 def _time_tile(run: RunFiles) -> Markup | None:

@@ -140,8 +140,9 @@ table { border-collapse: collapse; font-size: 14px; }
 .confusion { margin-top: 6px; }
 .confusion th { font-weight: 400; font-size: 12.5px; color: var(--muted); padding: 2px 6px 4px; }
 .confusion { white-space: nowrap; }
-.confusion thead th { max-width: 84px; padding: 2px 3px 4px; }
-.confusion tbody th { text-align: right; padding-right: 8px; max-width: 110px; }
+.confusion thead th { max-width: 84px; padding: 2px 3px 4px; white-space: normal;
+  overflow-wrap: normal; line-height: 1.2; vertical-align: bottom; }
+.confusion tbody th { text-align: right; padding-right: 8px; max-width: 140px; }
 .confusion th span { display: block; overflow: hidden; text-overflow: ellipsis; }
 .confusion td { min-width: 54px; height: 36px; text-align: center; padding: 0 5px;
   border: 2px solid var(--paper); }
@@ -197,6 +198,8 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
     justify-content: space-between; }
   .facts .long { grid-column: 1 / -1; }
   section { margin-top: 40px; }
+  .confusion td { min-width: 44px; padding: 0 3px; }
+  .confusion th.lost { max-width: 62px; }
 }
 @media print {
   @page { margin: 13mm; }

@@ -72,7 +72,8 @@ def test_whole_run(tmp_path):
                   summary["client"]["worst_f1"], summary["server"]["f1"]):
         assert f"{value:.3f}" in page.text
     assert "best on validation" in page.text and "after round 11" in page.text
-    assert "295 kB" in page.text and "2.13 %" in page.text
+    assert "98.3 kB" in page.text and "2.13 %" in page.text and "0.51 %" in page.text
+    assert "3.54 MB" in page.text  # up: 98,304 B x 3 devices x 12 rounds
     for loss in ("Devices · CCL: volume", "Devices · AMT", "knowledge transfer to the SLM"):
         assert loss in page.text
     assert "only depth" in page.text and "unparsable" in page.text
