@@ -124,7 +124,7 @@ def volume_contrastive_loss(
             negatives_mask=negatives,
             mode=mode,
         )
-    if implementation not in (None, "xla", "xla_dense"):
+    if implementation not in (None, "xla", "xla_dense","xla_tiled"):
         raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}")
     operand = jnp.result_type(jnp.asarray(anchors).dtype, jnp.asarray(others).dtype)
     settings = pairs.Settings(
@@ -133,7 +133,8 @@ def volume_contrastive_loss(
         operand=operand,
         precision=_precision(precision, operand),
     )
-    return _solve(xla.DENSE, settings, a, m, present, tau, negatives)
+    solver = xla.DENSE if implementation!="xla_tiled" else __import__("mlecs_jax.kernels.gram_volume.xla_tiled",fromlist=["a"]).tiled(eval(__import__("os").environ.get("TILE","256,256")))
+    return _solve(solver, settings, a, m, present, tau, negatives)
 
 
 def _precision(precision: jax.lax.PrecisionLike, operand: jnp.dtype) -> jax.lax.Precision:

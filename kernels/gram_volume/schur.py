@@ -7,6 +7,7 @@ bounded: |dV_uv / da_u| <= s_v everywhere.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,10 @@ def safe_norm(x: jax.Array) -> jax.Array:
     square = jnp.sum(x * x, axis=-1)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.sum(x * y, axis=-1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -52,31 +57,6 @@ def widen(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 @jax.custom_vjp
-def _bounded_product(factors: jax.Array) -> jax.Array:
-    """Product over the last axis, saturating at `limit`, with bounded cotangents."""
-    return _bounded_product_fwd(factors)[0]
-
-
-def _bounded_product_fwd(factors: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    # Saturate after every factor: eight lengths of 1e9 must not pass through inf on their way.
-    top = limit(factors.dtype)
-    product = jnp.ones_like(factors[..., 0])
-    for i in range(factors.shape[-1]):
-        product = jnp.minimum(product * jnp.minimum(factors[..., i], top), top)
-    return product, (product, factors)
-
-
-def _bounded_product_bwd(saved: tuple[jax.Array, ...], ct: jax.Array) -> tuple[jax.Array]:
-    product, factors = saved
-    top = limit(factors.dtype)
-    live = (factors > 0) & (product < top)[..., None]
-    slope = jnp.where(live, product[..., None] / jnp.where(live, factors, 1), 0)
-    return (ct[..., None] * jnp.minimum(slope, top),)
-
-
-_bounded_product.defvjp(_bounded_product_fwd, _bounded_product_bwd)
-
-
 def factor(others: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Orthonormal directions and volume of each tuple's present others.
 
@@ -90,41 +70,105 @@ def factor(others: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     Returns:
       q [k, B, d]: directions; zero where the vector is absent, zero, or (to rounding) inside
       the span of those before it. s [B]: the volume, 1 for an all-absent row, 0 where a present
-      vector is degenerate.
+      vector is degenerate; it saturates at `limit`.
     """
-    eps = float(jnp.finfo(others.dtype).eps)
-    peak = jax.lax.stop_gradient(jnp.max(jnp.abs(others), axis=-1, keepdims=True))
-    scale = jnp.where(mask[..., None] & (peak > 0), peak, 1)
+    return _factor_fwd(others, mask)[0]
+
+
+class _Factored(NamedTuple):
+    """What the way back needs: unit others = lower @ q, all [B] a number."""
+
+    q: jax.Array  # [k, B, d]
+    s: jax.Array  # [B], 0 where saturated
+    lower: list[list[jax.Array]]  # lower[i][j], j <= i; the identity's row where not live
+    live: list[jax.Array]
+    scale: jax.Array  # [B, k]
+
+
+def _factor_fwd(
+    others: jax.Array, mask: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], _Factored]:
+    eps, top = float(jnp.finfo(others.dtype).eps), limit(others.dtype)
     # An absent vector may hold anything, NaN too: it is replaced, not multiplied by zero.
-    unit = jnp.where(mask[..., None], others, 0) / scale
-    directions: list[jax.Array] = []
-    factors: list[jax.Array] = []
+    vectors = jnp.swapaxes(jnp.where(mask[..., None], others, 0), 0, 1)
+    peak = jnp.max(jnp.abs(vectors), axis=-1)
+    scale = jnp.where(peak > 0, peak, 1)
+    q: list[jax.Array] = []
+    lower: list[list[jax.Array]] = []
+    live: list[jax.Array] = []
+    s = jnp.ones_like(others[:, 0, 0])
     for i in range(others.shape[1]):
-        rest = unit[:, i]
+        unit = vectors[i] / scale[i][:, None]
+        rest, row = unit, [jnp.zeros_like(s)] * i
         for _ in range(2):
-            along = [jnp.sum(q * rest, axis=-1, keepdims=True) for q in directions]
-            for c, q in zip(along, directions, strict=True):
-                rest = rest - c * q
+            along = [_dot(direction, rest) for direction in q]
+            rest = rest - sum(c[:, None] * direction for c, direction in zip(along, q, strict=True))
+            row = [total + c for total, c in zip(row, along, strict=True)]
         length = safe_norm(rest)
-        live = mask[:, i] & (length > 16 * eps * safe_norm(unit[:, i]))
-        directions.append(
-            jnp.where(live[:, None], rest / jnp.where(live, length, 1)[:, None], 0)
-        )
-        top = limit(others.dtype)
-        absolute = jnp.where(live, length, 0) * jnp.minimum(scale[:, i, 0], top)
-        factors.append(jnp.where(mask[:, i], absolute, 1))
-    return jnp.stack(directions), _bounded_product(jnp.stack(factors, axis=-1))
+        live.append(length > 16 * eps * safe_norm(unit))
+        safe = jnp.where(live[i], length, 1)
+        q.append(jnp.where(live[i], 1 / safe, 0)[:, None] * rest)
+        lower.append([jnp.where(live[i], c, 0) for c in row] + [safe])
+        # Saturate after every factor: eight lengths of 1e9 must not pass through inf.
+        own = jnp.where(live[i], length, 0) * jnp.minimum(scale[i], top)
+        s = jnp.where(mask[:, i], jnp.minimum(s * jnp.minimum(own, top), top), s)
+    stacked = jnp.stack(q)
+    return (stacked, s), _Factored(stacked, jnp.where(s < top, s, 0), lower, live, scale)
 
 
+def _factor_bwd(
+    f: _Factored, ct: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, None]:
+    """The transpose of an LQ factorisation M = L Q whose volume is prod L_ii.
+
+    dM = L^-T (dQ + C Q), C symmetric with the lower triangle of diag(s ds) - dQ Q^T; for each
+    sample k x k numbers, so that [B, d] arrays are read twice and no more.
+    """
+    grad_q, grad_s = ct
+    k, volume_part = len(f.live), grad_s * f.s
+    inner = [[-_dot(grad_q[i], f.q[j]) for j in range(i + 1)] for i in range(k)]
+    out: list[jax.Array] = [jnp.zeros(())] * k
+    for i in reversed(range(k)):
+        row = grad_q[i]
+        for j in range(k):
+            c = inner[max(i, j)][min(i, j)]
+            row = row + (c + volume_part if i == j else c)[:, None] * f.q[j]
+        for j in range(i + 1, k):
+            row = row - f.lower[j][i][:, None] * out[j]
+        out[i] = jnp.where(f.live[i], 1 / f.lower[i][i], 0)[:, None] * row
+    return jnp.stack([x / f.scale[i][:, None] for i, x in enumerate(out)], axis=1), None
+
+
+factor.defvjp(_factor_fwd, _factor_bwd)
+
+
+@jax.custom_vjp
 def own_distance(anchors: jax.Array, q: jax.Array) -> jax.Array:
-    """|a_u - Q_u Q_u^T a_u|, the residual itself and not |a|^2 - |Q^T a|^2: anchors [B, d] -> [B].
+    """|a_u - Q_u^T Q_u a_u|: anchors [B, d], q [k, B, d] -> [B].
 
     The explicit residual, projected twice, is what keeps matched tuples exact near collapse,
-    where the difference of squares has lost every digit.
+    where |a|^2 - |Q a|^2 has lost every digit.
     """
-    rest = anchors
-    for _ in range(2):
-        along = [jnp.sum(direction * rest, axis=-1, keepdims=True) for direction in q]
-        for c, direction in zip(along, q, strict=True):
-            rest = rest - c * direction
-    return safe_norm(rest)
+    return _own_distance_fwd(anchors, q)[0]
+
+
+def _own_distance_fwd(
+    anchors: jax.Array, q: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    rest, first = anchors, [_dot(direction, anchors) for direction in q]
+    for along in (first, None):
+        along = [_dot(direction, rest) for direction in q] if along is None else along
+        rest = rest - sum(c[:, None] * direction for c, direction in zip(along, q, strict=True))
+    length = safe_norm(rest)
+    unit = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)[:, None] * rest
+    return length, (unit, *first)
+
+
+def _own_distance_bwd(
+    saved: tuple[jax.Array, ...], ct: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    unit, *along = saved
+    return ct[:, None] * unit, jnp.stack([-(ct * c)[:, None] * unit for c in along])
+
+
+own_distance.defvjp(_own_distance_fwd, _own_distance_bwd)
