@@ -15,8 +15,12 @@ LossFn = Callable[[Tree, Tree, PRNGKeyArray], tuple[Float[Array, ""], dict[str, 
 
 
 def optimiser(clip: float = 1.0) -> optax.GradientTransformation:
-    """Global-norm clipping, then Adam's direction; the caller scales it by its rates."""
-    return optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam())
+    """Global-norm clipping, then Adam's direction; the caller scales it by its rates.
+
+    Works on one flat vector: a tree of many small leaves would cost more to compile and dispatch
+    than to compute.
+    """
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam()))
 
 
 def per_learner(transform: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -1,0 +1,120 @@
+"""ML-ECS on UR-Fall. Variants: ``ur_fall`` (= ``:cpu``), ``ur_fall:smoke``, ``ur_fall:paper``."""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "cpu") -> ConfigDict:
+    """The experiment's configuration; every value with its unit or source."""
+    config = ConfigDict()
+    config.seed = 0  # of initialisation, batches and dropout
+
+    config.method = ConfigDict()
+    config.method.name = "ml_ecs"
+    config.method.ccl = True  # False: w/o CCL, no volume contrast on devices
+    config.method.mma = True  # False: w/o MMA, devices weigh the same
+    config.method.se_ccl = True  # False: w/o SE-CCL, the server's LLM trains alone
+    config.method.kt = True  # False: w/o knowledge transfer between LLM and SLM
+
+    config.data = ConfigDict()
+    config.data.name = "ur_fall"
+    config.data.source = "auto"  # auto | real | simulated
+    config.data.split = "frame"  # frame (paper; neighbouring frames leak) | sequence (leak-free)
+    config.data.acce = "sample"  # sample: 3 axes at the nearest time | window: causal last second
+    config.data.rgb = "frames"  # frames | path of a precomputed feature file
+    config.data.rgb_size = 32  # pixels a side
+    config.data.depth = "features"  # features: 8 published shape features | image
+    config.data.manifest = ""  # for data.name=table
+    config.data.simulated_seed = 0
+    config.data.simulated_sequences = 70  # recordings, as many as the real set
+
+    config.partition = ConfigDict()
+    config.partition.num_clients = 3  # devices (ML-ECS, Table 1)
+    config.partition.rho = 0.8  # probability that a device has a modality (ML-ECS, Table 2)
+    config.partition.seed = 0  # of who owns what; apart from config.seed
+    config.partition.mask_schedule = "static"  # static | per_round | per_sample
+    config.partition.mask_draw = "bernoulli"  # bernoulli (paper) | stratified
+
+    config.model = ConfigDict()
+    config.model.slm = "gpt2-2x64"  # layers x width, 4 heads; the devices' and server's SLM
+    config.model.llm = "gptj-3x128"  # the server's LLM
+    config.model.backbone_seed = 0  # of the frozen backbones' random weights
+    config.model.latent = 64  # width of modality latents and fused representation (release)
+    config.model.encoder_hidden = 128  # width (release)
+    config.model.connector_hidden = 256  # width (release)
+    config.model.soft_tokens = 16  # soft-prompt vectors before the text (release)
+    config.model.prompt_dropout = 0.1  # share (release)
+    config.model.prompt = "Class?"  # instruction; one token per byte, so short is fast
+    config.model.cohorts = ""  # devices of another structure, e.g. "0,2=encoder_hidden:256"
+
+    config.lora = ConfigDict()
+    config.lora.rank = 8  # (paper)
+    config.lora.alpha = 16.0  # (release)
+    config.lora.dropout = 0.0  # share; .05 in the release
+    config.lora.slm_targets = ""  # comma-separated path patterns; empty: PEFT's of the family
+    config.lora.llm_targets = ""
+
+    config.ccl = ConfigDict()
+    config.ccl.weight = 1.0
+    config.ccl.temperature = 0.07  # initial value of GRAM's learnable one
+    config.ccl.label_smoothing = 0.0  # share
+    config.ccl.negatives = "all"  # all (paper) | other_class
+    config.ccl.train_extractor = True  # the release freezes it; costs about .02 F1
+
+    config.amt = ConfigDict()
+    config.amt.train_connector = False  # frozen (paper)
+
+    config.kt = ConfigDict()
+    config.kt.weight = 0.2  # at 1 the transfer costs the server .006–.015 F1
+    config.kt.pooling = "topk_rest"  # topk_rest | adaptive_avg | sorted_topk
+    config.kt.k = 32  # tokens kept, or bins
+    config.kt.temperature = 1.0
+
+    config.train = ConfigDict()
+    config.train.rounds = 10
+    config.train.ccl_steps = 40  # batches per round on public data, each device
+    config.train.amt_steps = 40  # batches per round on private data, each device
+    config.train.server_steps = 100  # batches per round of SE-CCL
+    config.train.batch_size = 16  # samples
+    config.train.learning_rate = 1e-3  # of every group, first round
+    config.train.final_rate_fraction = 0.1  # of the first round's rate, in the last round
+    config.train.clip = 1.0  # global gradient norm (release)
+
+    config.clients = ConfigDict()
+    config.clients.backend = "scan"  # loop | scan | shard_map
+    config.clients.chunk = 1  # devices under one vmap: 1–2 on CPU, more on an accelerator
+
+    config.topology = ConfigDict()
+    config.topology.cloud_devices = 1  # accelerators of the cloud, where there are several
+
+    config.eval = ConfigDict()
+    config.eval.ceilings = False  # train single-modality classifiers beside the run
+
+    if variant == "smoke":
+        config.train.rounds = 2
+        config.train.ccl_steps = config.train.amt_steps = 10
+        config.train.server_steps = 10
+        config.data.simulated_sequences = 20
+    elif variant == "paper":
+        _literal(config)
+    elif variant != "cpu":
+        raise ValueError(f"unknown variant '{variant}'; use smoke, cpu or paper")
+    return config
+
+
+def _literal(config: ConfigDict) -> None:
+    """The paper's and the release's own values, where they give one."""
+    config.model.slm = "gpt2-large"  # shape of MiniLLM-gpt2-760M
+    config.model.llm = "gpt-j-6b"
+    config.model.prompt = (
+        "Sensor readings are given above. Classify the person's state as 0, 1 or 2 and answer "
+        "with the label alone. Answer: ")
+    config.lora.dropout = 0.05
+    config.lora.slm_targets = "c_attn$,c_proj$"  # 4,055,040 parameters, as the paper's share implies
+    config.ccl.train_extractor = False
+    config.kt.weight = 1.0
+    config.train.rounds = 5
+    config.train.ccl_steps = config.train.amt_steps = config.train.server_steps = 10
+    config.train.batch_size = 4
+    config.train.learning_rate = 2e-4
+    config.train.final_rate_fraction = 1.0
+    config.clients.chunk = 8

@@ -1,0 +1,140 @@
+"""From a configuration to a :class:`Setting`: data, models, frozen backbones, placement."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from mlecs_jax import federation as federations
+from mlecs_jax.config import Config, ModelConfig
+from mlecs_jax.data import sources, text
+from mlecs_jax.data.samples import Samples
+from mlecs_jax.errors import UserError
+from mlecs_jax.federation import Federation
+from mlecs_jax.lora import LoraConfig
+from mlecs_jax.models import zoo
+from mlecs_jax.models.connector import Connector, PromptGenerator
+from mlecs_jax.models.decoder import Decoder
+from mlecs_jax.models.encoders import Extractor
+from mlecs_jax.models.multimodal import MultimodalModel
+from mlecs_jax.setting import Cohort, Setting
+from mlecs_jax.topology import Topology
+
+COHORT_KEYS = ("encoder_hidden", "connector_hidden")
+
+
+def setting(config: Config, devices: list[jax.Device] | None = None) -> Setting:
+    """Everything a method needs, placed on the edge and cloud meshes.
+
+    Args:
+      devices: accelerators to use; None takes all.
+
+    Raises:
+      UserError: bad data or options, see the parts.
+    """
+    return from_samples(config, sources.load(config.data), devices)
+
+
+def from_samples(
+    config: Config, samples: Samples, devices: list[jax.Device] | None = None
+) -> Setting:
+    """The setting of an already loaded dataset."""
+    tokenizer = text.ByteTokenizer()
+    if samples.labels is None:
+        raise UserError(f"{samples.name} has text targets; only class labels are supported yet")
+    answer_ids = text.answer_ids(len(samples.class_names), tokenizer)
+    federation = federations.build(samples, text.targets(samples, tokenizer),
+                                   config.partition_config(), config.train.rounds)
+    groups = cohort_clients(config.model, federation.num_clients)
+    slm, llm = (model(config, samples, tokenizer, which) for which in ("slm", "llm"))
+    topology = Topology.create(
+        math.gcd(*(len(clients) for clients, _ in groups))
+        if config.clients.backend == "shard_map" else 1,
+        devices, config.topology.cloud_devices)
+    key = jax.random.key(config.model.backbone_seed)
+    slm_backbone = jax.jit(slm.init_backbone)(jax.random.fold_in(key, 0))
+    llm_backbone = jax.jit(llm.init_backbone)(jax.random.fold_in(key, 1))
+    shared = {"slm": slm_backbone, "public": federation.public, "moments": federation.moments}
+    return Setting(
+        config=config, federation=federation, topology=topology,
+        cohorts=tuple(_cohort(federation, topology, clients, widen(slm, widths))
+                      for clients, widths in groups),
+        slm=slm, llm=llm, answer_ids=answer_ids,
+        edge=topology.to_edge(shared),
+        cloud=topology.to_cloud(shared | {"llm": llm_backbone,
+                                          "public_held_out": federation.public_held_out}))
+
+
+def model(
+    config: Config, samples: Samples, tokenizer: text.Tokenizer, which: str
+) -> MultimodalModel:
+    """The unified model around the ``slm`` or ``llm`` backbone."""
+    options, lora = config.model, config.lora
+    shape = zoo.decoder_config(getattr(options, which), len(tokenizer))
+    targets = getattr(lora, f"{which}_targets")
+    prompt = tuple(tokenizer.encode(options.prompt))
+    if not prompt:
+        raise UserError("model.prompt is empty; give an instruction of at least one token")
+    return MultimodalModel(
+        extractor=Extractor(samples.modalities, options.encoder_hidden, options.latent),
+        connector=Connector(samples.modalities, options.latent, options.connector_hidden),
+        generator=PromptGenerator(options.soft_tokens, shape.width, options.connector_hidden,
+                                  options.prompt_dropout),
+        decoder=Decoder(shape, LoraConfig(lora.alpha, lora.dropout)),
+        prompt=prompt,
+        lora_targets=tuple(targets.split(",")) if targets else shape.lora_targets,
+        lora_rank=lora.rank)
+
+
+def widen(base: MultimodalModel, widths: dict[str, int]) -> MultimodalModel:
+    """A device model of other encoder or connector width."""
+    extractor, connector, generator = base.extractor, base.connector, base.generator
+    if hidden := widths.get("encoder_hidden"):
+        extractor = extractor.clone(hidden=hidden)
+    if hidden := widths.get("connector_hidden"):
+        connector, generator = connector.clone(hidden=hidden), generator.clone(hidden=hidden)
+    return dataclasses.replace(base, extractor=extractor, connector=connector, generator=generator)
+
+
+def cohort_clients(
+    options: ModelConfig, num_clients: int
+) -> list[tuple[np.ndarray, dict[str, int]]]:
+    """Device numbers and differing widths of each cohort; devices not named form the first.
+
+    Raises:
+      UserError: ``model.cohorts`` cannot be read, or names a device twice or one that is not.
+    """
+    rest, cohorts = list(range(num_clients)), []
+    for entry in filter(None, options.cohorts.split(";")):
+        try:
+            numbers, widths = entry.split("=")
+            clients = [int(x) for x in numbers.split(",")]
+            pairs = dict(pair.split(":") for pair in widths.split(","))
+            parsed = {name: int(value) for name, value in pairs.items()}
+            unknown = set(parsed) - set(COHORT_KEYS)
+            if unknown or min(parsed.values()) < 1:
+                raise ValueError
+        except ValueError:
+            raise UserError(f"model.cohorts: cannot read '{entry}'; write e.g. "
+                            f"'0,2=encoder_hidden:256' with {' or '.join(COHORT_KEYS)}") from None
+        for client in clients:
+            if client not in rest:
+                raise UserError(f"model.cohorts: device {client} is named twice or does not exist "
+                                f"(devices are 0 to {num_clients - 1})")
+            rest.remove(client)
+        cohorts.append((np.array(clients), parsed))
+    return [(np.array(rest), {}), *cohorts] if rest else cohorts
+
+
+def _cohort(
+    federation: Federation, topology: Topology, clients: np.ndarray, model: MultimodalModel
+) -> Cohort:
+    def own(tree):
+        return topology.to_edge(jax.tree.map(lambda x: x[clients], tree), per_client=True)
+
+    return Cohort(clients=clients, model=model, train=own(federation.train),
+                  held_out=own(federation.held_out),
+                  public_available=own(federation.public_available))

@@ -1,0 +1,90 @@
+"""What a single modality can give: an offline classifier per device and modality.
+
+A collaboration can only be judged beside what each sensor holds. The classifier is the modality's
+own encoder with a linear head, trained on one device's share as long as there is no collaboration.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mlecs_jax.federation import Rows, gather
+from mlecs_jax.metrics.classification import scores
+from mlecs_jax.models.encoders import Extractor
+from mlecs_jax.predict import map_rows
+from mlecs_jax.setting import Cohort, Setting
+from mlecs_jax.train import draw_batches, fit, optimiser
+
+STEPS, BATCH, RATE = 1280, 16, 1e-3
+
+
+class Classifier(nn.Module):
+    """One modality's encoder and a linear head."""
+
+    extractor: Extractor
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.Dense(self.num_classes)(nn.relu(self.extractor(inputs)[:, 0]))
+
+
+def single_modality_ceilings(setting: Setting) -> dict[str, float]:
+    """Mean test macro-F1 over devices of each modality alone, as if every device owned it."""
+    return {name: float(np.nanmean([_ceiling(setting, cohort, i)
+                                    for cohort in setting.cohorts]))
+            for i, name in enumerate(setting.federation.modalities)}
+
+
+def _ceiling(setting: Setting, cohort: Cohort, modality: int) -> float:
+    federation = setting.federation
+    name, classes = federation.modalities[modality], len(federation.samples.class_names)
+    extractor = cohort.model.extractor.clone(modalities=(name,))
+    model = Classifier(extractor, classes)
+    answers = jnp.asarray(setting.answer_ids)
+
+    def device(shared, state, data):
+        del state
+        rows: Rows = data["train"]
+        init_key, order, steps = jax.random.split(data["key"], 3)
+        example = {name: setting.example_inputs()[name]}
+        params = model.init(init_key, example)["params"]
+        every = jnp.ones(rows.available.shape[-1], bool)
+
+        def batch_of(rows, index):
+            return gather(rows, every, shared["moments"], index)
+
+        def loss(params, batch, key):
+            del key
+            logits = model.apply({"params": params}, {name: batch.inputs[name]})
+            label = jnp.argmax(batch.target[:, :1] == answers, axis=1)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), {}
+
+        index = draw_batches(order, rows.count, rows.target.shape[0], STEPS, BATCH)
+        params, _ = fit(loss, params, functools.partial(batch_of, rows), index, RATE, steps,
+                        transform=optimiser())
+        held_out: Rows = data["held_out"]
+        predicted = map_rows(
+            lambda i: jnp.argmax(model.apply(
+                {"params": params}, {name: batch_of(held_out, i).inputs[name]}), axis=-1),
+            held_out.target.shape[0])
+        return (), predicted
+
+    keys = setting.client_keys(jax.random.key(modality), cohort)
+    data = {"train": cohort.train, "held_out": cohort.held_out, "key": keys}
+    _, predicted = setting.for_each_client(device)(setting.edge, (), data)
+    labels = federation.samples.labels
+    assert labels is not None
+    own = []
+    for client, answer in zip(cohort.clients, np.asarray(predicted), strict=True):
+        rows = federation.held_out_rows(int(client), "test")
+        start = int(federation.num_val[client])
+        own.append(scores(labels[rows], answer[start:start + len(rows)], classes).f1)
+    return float(np.nanmean(own))
+

@@ -1,0 +1,223 @@
+"""Configuration at the boundary: a config file becomes frozen, typed, checked dataclasses.
+
+The shipped files under ``configs/`` list every value with its unit or source. Fields here carry
+no defaults, so that a config file is the one place where a value stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from mlecs_jax.data.partition import PartitionConfig
+from mlecs_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """Which method, and the parts of ML-ECS that are on (w/o … ablations)."""
+
+    name: str
+    ccl: bool
+    mma: bool
+    se_ccl: bool
+    kt: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which dataset in which form; ``split`` is read by the partition."""
+
+    name: Literal["ur_fall", "table"]
+    source: Literal["auto", "real", "simulated"]
+    split: Literal["frame", "sequence"]
+    acce: Literal["sample", "window"]
+    rgb: str
+    rgb_size: int
+    depth: Literal["features", "image"]
+    manifest: str
+    simulated_seed: int
+    simulated_sequences: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionOptions:
+    """See :class:`mlecs_jax.data.partition.PartitionConfig`."""
+
+    num_clients: int
+    rho: float
+    seed: int
+    mask_schedule: Literal["static", "per_round", "per_sample"]
+    mask_draw: Literal["bernoulli", "stratified"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Backbones by name (:mod:`mlecs_jax.models.zoo`) and the widths of extractor and connector.
+
+    ``cohorts`` gives some devices another structure: ``'0,1=encoder_hidden:256,connector_hidden:
+    128;4=…'``, device numbers and the widths that differ.
+    """
+
+    slm: str
+    llm: str
+    backbone_seed: int
+    latent: int
+    encoder_hidden: int
+    connector_hidden: int
+    soft_tokens: int
+    prompt_dropout: float
+    prompt: str
+    cohorts: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraOptions:
+    rank: int
+    alpha: float
+    dropout: float
+    slm_targets: str
+    llm_targets: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CclConfig:
+    """Volume contrast on devices and server."""
+
+    weight: float
+    temperature: float
+    label_smoothing: float
+    negatives: Literal["all", "other_class"]
+    train_extractor: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class AmtConfig:
+    train_connector: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class KtConfig:
+    """Pooled-logit knowledge transfer between LLM and SLM."""
+
+    weight: float
+    pooling: Literal["topk_rest", "adaptive_avg", "sorted_topk"]
+    k: int
+    temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    rounds: int
+    ccl_steps: int
+    amt_steps: int
+    server_steps: int
+    batch_size: int
+    learning_rate: float
+    final_rate_fraction: float
+    clip: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientsConfig:
+    """How devices are simulated; changes speed, not results."""
+
+    backend: Literal["loop", "scan", "shard_map"]
+    chunk: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TopologyConfig:
+    cloud_devices: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    ceilings: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment, whole."""
+
+    seed: int
+    method: MethodConfig
+    data: DataConfig
+    partition: PartitionOptions
+    model: ModelConfig
+    lora: LoraOptions
+    ccl: CclConfig
+    amt: AmtConfig
+    kt: KtConfig
+    train: TrainConfig
+    clients: ClientsConfig
+    topology: TopologyConfig
+    eval: EvalConfig
+
+    def partition_config(self) -> PartitionConfig:
+        """The partition's own options, checked."""
+        return PartitionConfig(split=self.data.split, **dataclasses.asdict(self.partition))
+
+
+SPEED_ONLY = ("clients", "topology")
+"""Groups that do not change what is learnt: a run may be resumed with other values."""
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """Typed configuration of nested plain values.
+
+    Raises:
+      UserError: an unknown or missing key, a value of the wrong type or out of range.
+    """
+    config = _parse(Config, values, "")
+    assert isinstance(config, Config)
+    config.partition_config()
+    positive = {"lora.rank": config.lora.rank, "train.rounds": config.train.rounds,
+                "train.batch_size": config.train.batch_size,
+                "train.learning_rate": config.train.learning_rate, "train.clip": config.train.clip,
+                "train.ccl_steps": config.train.ccl_steps,
+                "train.amt_steps": config.train.amt_steps,
+                "train.server_steps": config.train.server_steps,
+                "ccl.temperature": config.ccl.temperature, "kt.temperature": config.kt.temperature,
+                "kt.k": config.kt.k, "model.latent": config.model.latent,
+                "model.soft_tokens": config.model.soft_tokens, "clients.chunk": config.clients.chunk,
+                "data.rgb_size": config.data.rgb_size,
+                "data.simulated_sequences": config.data.simulated_sequences}
+    for name, value in positive.items():
+        if value <= 0:
+            raise UserError(f"{name} is {value}; give a positive number")
+    for name, value in (("lora.dropout", config.lora.dropout),
+                        ("model.prompt_dropout", config.model.prompt_dropout),
+                        ("ccl.label_smoothing", config.ccl.label_smoothing)):
+        if not 0 <= value < 1:
+            raise UserError(f"{name} is {value}; give a share in [0, 1)")
+    return config
+
+
+def _parse(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    for name in set(values) ^ set(hints):
+        problem = "is unknown" if name in values else "is missing"
+        raise UserError(f"config key '{where}{name}' {problem}; known keys: {', '.join(hints)}")
+    fields = {}
+    for name, hint in hints.items():
+        value = values[name]
+        if dataclasses.is_dataclass(hint):
+            fields[name] = _parse(typing.cast(type, hint), value, f"{where}{name}.")
+        else:
+            fields[name] = _scalar(hint, value, where + name)
+    return kind(**fields)
+
+
+def _scalar(hint: Any, value: Any, name: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{name} is {value!r}; use {' or '.join(typing.get_args(hint))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{name} is {value!r}; give a value of type {hint.__name__}")
+    return value

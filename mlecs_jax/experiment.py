@@ -1,0 +1,130 @@
+"""The loop of a run: restore, round, evaluate, log, save. Nothing here knows a method."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlecs_jax import assemble, methods, scoring
+from mlecs_jax.ceilings import single_modality_ceilings
+from mlecs_jax.checkpoint import Checkpoints
+from mlecs_jax.config import Config
+from mlecs_jax.data.paths import cache_dir
+from mlecs_jax.methods.method import Method, State
+from mlecs_jax.report.run_report import write_report
+from mlecs_jax.runlog import RunLog
+from mlecs_jax.setting import Setting
+
+OnRound = Callable[[dict[str, Any]], None]
+
+
+def run(
+    config: Config, workdir: Path, *,
+    on_start: Callable[[Setting, int], None] = lambda setting, complete: None,
+    on_round: OnRound = lambda record: None,
+) -> dict[str, Any]:
+    """Trains to the end, beginning where the folder's last complete round left off.
+
+    A round's line is appended to the metrics, then its state is saved; a run killed at any moment
+    continues from the last saved round and ends as it would have.
+
+    Args:
+      workdir: the run's folder; created if absent.
+      on_start: called once with the setting and the number of rounds already complete.
+      on_round: called with every new metrics record.
+
+    Returns:
+      The contents of ``summary.json``.
+
+    Raises:
+      UserError: bad data or options, or a folder that holds another run.
+    """
+    clock = CompileClock()
+    log = RunLog(workdir, dataclasses.asdict(config))
+    setting = assemble.setting(config)
+    method = methods.build(setting)
+    key = jax.random.key(config.seed)
+    state = method.init(jax.random.fold_in(key, 0))
+    communication = method.communication(state)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        complete = checkpoints.latest
+        if complete:
+            state = checkpoints.restore(state)
+        log.resume(complete)
+        on_start(setting, complete)
+        predictions = None
+        for r in range(complete, config.train.rounds):
+            state, predictions, record = _round(setting, method, state, r, key, communication)
+            log.append(record)
+            checkpoints.save(r + 1, state)
+            on_round(record)
+        if predictions is None:  # every round was complete already
+            predictions = method.evaluate(state, config.train.rounds - 1)
+        ceilings = single_modality_ceilings(setting) if config.eval.ceilings else None
+        summary = scoring.summary(setting, predictions, log.records, communication, state.devices,
+                                  clock.seconds, ceilings)
+        log.write_summary(summary)
+    finally:
+        checkpoints.close()
+        log.close()
+    write_report(workdir)
+    return summary
+
+
+def _round(
+    setting: Setting, method: Method, state: State, r: int, key: jax.Array,
+    communication: dict[str, int],
+) -> tuple[State, dict[str, Any], dict[str, Any]]:
+    """One round and its metrics record."""
+    begun = time.perf_counter()
+    state, diagnostics = method.round(state, r, jax.random.fold_in(key, 1))
+    diagnostics = jax.device_get(diagnostics)
+    trained = time.perf_counter()
+    predictions = jax.device_get(method.evaluate(state, r))
+    federation = setting.federation
+    record = {
+        "round": r,
+        "rounds": setting.config.train.rounds,
+        "data_source": federation.samples.source,
+        "seconds": round(trained - begun, 4),
+        "evaluation_seconds": round(time.perf_counter() - trained, 4),
+        "train": jax.tree.map(lambda x: np.asarray(x).tolist(), diagnostics),
+        "eval": {part: scoring.round_record(scoring.score(federation, predictions, part))
+                 for part in ("val", "test")},
+        "modalities": federation.owned_at(r).tolist(),
+        "communication": {"uplink_bytes": communication["uplink"],
+                          "downlink_bytes": communication["downlink"]},
+    }
+    return state, predictions, record
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second run of the same shapes starts at once."""
+    folder = cache_dir() / "compiled"
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+class CompileClock:
+    """Seconds this process has spent compiling, or fetching compiled programs, since creation."""
+
+    _EVENTS = ("/jax/core/compile/backend_compile_duration",
+               "/jax/core/compile/jaxpr_to_mlir_module_duration",
+               "/jax/core/compile/jaxpr_trace_duration")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, duration: float, **_: Any) -> None:
+        if event in self._EVENTS:
+            self.seconds += duration

@@ -1,0 +1,186 @@
+"""`Federation`: everything that can be an array is an array before the first round.
+
+Devices are stacked on a leading client axis and padded to one length; modality availability is a
+mask, so an absent modality costs no branch and no second program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Int
+
+from mlecs_jax.data import partition as partitioning
+from mlecs_jax.data.partition import Partition, PartitionConfig
+from mlecs_jax.data.samples import Samples
+from mlecs_jax.models.multimodal import Batch
+
+PARTS = ("train", "val", "test")
+
+
+@struct.dataclass
+class Rows:
+    """Samples of one node ``[n, …]`` or of stacked clients ``[C, n, …]``.
+
+    Attributes:
+      inputs: raw readings as the dataset gives them (uint8 images stay uint8: a quarter of the
+        memory), standardised when a batch is gathered.
+      available: bool ``[…, n, M]``: the reading exists (and, under ``per_sample`` absence, was
+        not taken away).
+      target: int32 ``[…, n, T]`` answer tokens, -1 at padding.
+      count: int32 ``[…]``: rows that are samples; the rest is padding.
+    """
+
+    inputs: Mapping[str, Array]
+    available: Bool[Array, "*c n M"]
+    target: Int[Array, "*c n T"]
+    count: Int[Array, "*c"]
+
+
+@struct.dataclass
+class Moments:
+    """Per-channel mean and standard deviation of a modality over all training readings."""
+
+    mean: Array
+    std: Array
+
+
+def gather(
+    rows: Rows, owned: Bool[Array, "*n M"], moments: Mapping[str, Moments], index: Int[Array, " B"]
+) -> Batch:
+    """The standardised batch of the given rows of one node, absent readings zeroed.
+
+    Args:
+      owned: modalities the node has, ``[M]`` or broadcastable to ``[B, M]``.
+    """
+    mask = rows.available[index] & owned
+    inputs = {}
+    for i, (name, values) in enumerate(rows.inputs.items()):
+        x = (values[index].astype(jnp.float32) - moments[name].mean) / moments[name].std
+        inputs[name] = jnp.where(mask[:, i].reshape(-1, *(1,) * (x.ndim - 1)), x, 0.0)
+    return Batch(inputs=inputs, mask=mask, target=rows.target[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class Federation:
+    """A partitioned dataset, ready for rounds.
+
+    Attributes:
+      samples, partition: what it was made from.
+      train, held_out: the devices' rows ``[C, n, …]``; ``held_out`` holds validation rows, then
+        test rows, of each device (``num_val [C]`` tells where the second begin).
+      public: the server's training rows D′; ``public_held_out`` its validation, then test rows
+        (``public_num_val`` of them are validation).
+      public_available: bool ``[C, n, M]``: what each device has of each sample of D′, or None
+        where that is just what exists; only ``per_sample`` absence needs it.
+      moments: standardisation of each modality, computed on all training rows.
+      owned: device-level modality sets, bool ``[R, C, M]``, R = 1 unless drawn per round.
+      labels: int ``[n]`` class of every sample of ``samples``; None for text targets.
+    """
+
+    samples: Samples
+    partition: Partition
+    train: Rows
+    held_out: Rows
+    num_val: np.ndarray
+    public: Rows
+    public_held_out: Rows
+    public_num_val: int
+    public_available: np.ndarray | None
+    moments: dict[str, Moments]
+    owned: np.ndarray
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.partition.devices)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.samples.modalities
+
+    def owned_at(self, round_index: int) -> np.ndarray:
+        """Modality sets of a round, bool ``[C, M]``."""
+        return self.owned[round_index % len(self.owned)]
+
+    def held_out_rows(self, client: int | None, part: str) -> np.ndarray:
+        """Row numbers in ``samples`` of a device's (None: the server's) ``val`` or ``test``."""
+        share = self.partition.public if client is None else self.partition.devices[client]
+        return getattr(share, part)
+
+
+def build(
+    samples: Samples, target: np.ndarray, config: PartitionConfig, rounds: int
+) -> Federation:
+    """Deals, stacks and measures a dataset.
+
+    Args:
+      target: answer tokens ``[n, T]`` (:func:`mlecs_jax.data.text.targets`).
+      rounds: number of modality draws under ``mask_schedule=per_round``.
+
+    Raises:
+      UserError: see :func:`mlecs_jax.data.partition.partition`.
+    """
+    split = partitioning.partition(samples, config)
+    clients, modalities = len(split.devices), len(samples.modalities)
+
+    def masked(client: int, part: int, rows: np.ndarray) -> np.ndarray:
+        mask = partitioning.sample_mask(config, client, part, len(rows), modalities)
+        return samples.present[rows] if mask is None else samples.present[rows] & mask
+
+    train = [s.train for s in split.devices]
+    held_out = [np.concatenate([s.val, s.test]) for s in split.devices]
+    public, public_held_out = split.public.train, np.concatenate([split.public.val,
+                                                                  split.public.test])
+    per_sample = config.mask_schedule == "per_sample"
+    training_rows = np.unique(np.concatenate([public, *train]))
+    return Federation(
+        samples=samples,
+        partition=split,
+        train=_stack(samples, target, train, [masked(j, 0, r) for j, r in enumerate(train)]),
+        held_out=_stack(samples, target, held_out,
+                        [masked(j, 1, r) for j, r in enumerate(held_out)]),
+        num_val=np.array([len(s.val) for s in split.devices]),
+        public=_rows(samples, target, public, samples.present[public]),
+        public_held_out=_rows(samples, target, public_held_out, samples.present[public_held_out]),
+        public_num_val=len(split.public.val),
+        public_available=np.stack([masked(j, 2, public) for j in range(clients)])
+        if per_sample else None,
+        moments=_moments(samples, training_rows),
+        owned=partitioning.ownership(config, clients, modalities, rounds)[:, :, 0],
+    )
+
+
+def _rows(samples: Samples, target: np.ndarray, rows: np.ndarray, available: np.ndarray) -> Rows:
+    return Rows(inputs={name: x[rows] for name, x in samples.inputs.items()}, available=available,
+                target=target[rows], count=np.int32(len(rows)))
+
+
+def _stack(
+    samples: Samples, target: np.ndarray, shares: Sequence[np.ndarray],
+    available: Sequence[np.ndarray],
+) -> Rows:
+    """Clients' rows on one leading axis; short clients repeat their first row as padding."""
+    longest = max(map(len, shares))
+    padded = np.stack([np.pad(rows, (0, longest - len(rows)), mode="wrap") for rows in shares])
+    masks = np.stack([np.pad(a, ((0, longest - len(a)), (0, 0)), mode="wrap") for a in available])
+    return Rows(inputs={name: x[padded] for name, x in samples.inputs.items()}, available=masks,
+                target=target[padded], count=np.array([len(r) for r in shares], np.int32))
+
+
+def _moments(samples: Samples, rows: np.ndarray) -> dict[str, Moments]:
+    """Mean and deviation per last-axis channel over readings that exist."""
+    result = {}
+    for i, (name, values) in enumerate(samples.inputs.items()):
+        x = values[rows[samples.present[rows, i]]].astype(np.float64)
+        axes = tuple(range(x.ndim - 1))
+        if not len(x):
+            mean, std = np.zeros(values.shape[-1]), np.ones(values.shape[-1])
+        else:
+            mean, std = x.mean(axes), x.std(axes)
+        result[name] = Moments(mean=mean.astype(np.float32),
+                               std=np.where(std > 1e-6, std, 1.0).astype(np.float32))
+    return result

@@ -1,0 +1,46 @@
+"""Backbones by name: shapes of the papers' models, and small seeded ones."""
+
+from __future__ import annotations
+
+import re
+
+from mlecs_jax.errors import UserError
+from mlecs_jax.models.decoder import DecoderConfig
+
+GPT2_VOCABULARY = 50_257
+GPTJ_VOCABULARY = 50_400  # GPT-2's 50,257 and 143 unused rows
+
+_SMALL = re.compile(r"(gpt2|gptj)-(\d+)x(\d+)(?:x(\d+))?")
+_NAMED = {
+    # name: (family, vocabulary, layers, width, heads, positions)
+    "gpt2": ("gpt2", GPT2_VOCABULARY, 12, 768, 12, 1024),
+    "gpt2-large": ("gpt2", GPT2_VOCABULARY, 36, 1280, 20, 1024),
+    "gpt-j-6b": ("gptj", GPTJ_VOCABULARY, 28, 4096, 16, 2048),
+}
+
+
+def decoder_config(name: str, vocab_size: int) -> DecoderConfig:
+    """The shape of a named backbone.
+
+    Args:
+      name: ``gpt2``, ``gpt2-large``, ``gpt-j-6b``, or ``FAMILY-LAYERSxWIDTH[xHEADS]`` for a small
+        one (4 heads unless given), e.g. ``gpt2-2x64``.
+      vocab_size: tokens of the tokenizer in use; a small backbone gets just these, rounded up to
+        a multiple of 8, a named one keeps its own if that is larger.
+
+    Raises:
+      UserError: an unknown name or impossible shape.
+    """
+    if name in _NAMED:
+        family, vocabulary, layers, width, heads, positions = _NAMED[name]
+        return DecoderConfig(family, max(vocabulary, vocab_size), layers, width, heads,
+                             max_positions=positions, scan_layers=True, remat=True)
+    match = _SMALL.fullmatch(name)
+    if not match:
+        raise UserError(f"unknown backbone '{name}'; use {', '.join(_NAMED)} or a small one such as "
+                        "gpt2-2x64 or gptj-3x128 (layers x width)")
+    layers, width, heads = (int(x) for x in (*match.groups()[1:3], match[4] or 4))
+    if not layers or not heads or width % (2 * heads):
+        raise UserError(f"backbone '{name}': the width must be a multiple of twice the {heads} heads")
+    return DecoderConfig(match[1], -(-vocab_size // 8) * 8, layers, width, heads,
+                         rotary_dim=max(2, width // heads // 4 * 2))

@@ -1,0 +1,82 @@
+"""Answers of trained nodes on their held-out rows."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from mlecs_jax.federation import Moments, Rows, gather
+from mlecs_jax.lora import Params
+from mlecs_jax.models.multimodal import MultimodalModel
+from mlecs_jax.setting import Setting
+
+CHUNK = 128  # rows per forward pass
+
+
+def predict_rows(
+    model: MultimodalModel, answer_ids: tuple[int, ...], backbone: Params, params: Params,
+    rows: Rows, owned: Array, moments: dict[str, Moments],
+) -> Int[Array, " n"]:
+    """Greedy class answers of a node on all its rows; -1 where the model's likeliest first token
+    is no answer at all. Rows without any modality are answered too, from the prompt alone."""
+    ids = jnp.asarray(answer_ids)
+
+    def chunk(index):
+        batch = gather(rows, owned, moments, index)
+        _, fused = model.represent(params, batch.inputs, batch.mask)
+        logits = model.answer(backbone, params, fused, batch.target[:, :1])
+        matches = jnp.argmax(logits[:, 0], axis=-1)[:, None] == ids
+        return jnp.where(matches.any(1), jnp.argmax(matches, axis=1), -1)
+
+    return map_rows(chunk, rows.target.shape[0])
+
+
+def map_rows(fn: Callable[[Int[Array, " B"]], Array], n: int, chunk: int = CHUNK) -> Array:
+    """``fn`` over row numbers 0…n-1 in chunks of one size, results joined: ``[n, …]``."""
+    chunk = min(chunk, n)
+    index = jnp.arange(math.ceil(n / chunk) * chunk) % n
+    out = jax.lax.map(fn, index.reshape(-1, chunk))
+    return out.reshape(-1, *out.shape[2:])[:n]
+
+
+class Predictor:
+    """Compiled answers of devices and server on their held-out rows."""
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+
+        def device(model, shared, params, data):
+            del params  # state slot of for_each_client: evaluation changes nothing
+            answers = predict_rows(model, setting.answer_ids, shared["slm"], data["params"],
+                                   data["rows"], data["owned"], shared["moments"])
+            return (), answers
+
+        def server(cloud, params):
+            rows: Rows = cloud["public_held_out"]
+            every = jnp.ones(rows.available.shape[-1], bool)
+            return predict_rows(setting.llm, setting.answer_ids, cloud["llm"], params, rows, every,
+                                cloud["moments"])
+
+        self._devices = [setting.for_each_client(functools.partial(device, cohort.model))
+                         for cohort in setting.cohorts]
+        self._server = jax.jit(server)
+
+    def devices(self, params, r: int):
+        """Class answers ``[C, n]`` of every device on its held-out rows, -1 if unparsable."""
+        answers = [
+            run(self.setting.edge, (), {"params": own, "rows": cohort.held_out,
+                                        "owned": self.setting.owned(r, cohort)})[1]
+            for run, own, cohort in zip(self._devices, params, self.setting.cohorts, strict=True)]
+        widest = max(a.shape[1] for a in answers)
+        padded = [jnp.pad(a, ((0, 0), (0, widest - a.shape[1])), constant_values=-1)
+                  for a in answers]
+        return self.setting.join(padded)
+
+    def server(self, params: Params):
+        """Class answers ``[n]`` of the server on its held-out rows."""
+        return self._server(self.setting.cloud, params)

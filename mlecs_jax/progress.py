@@ -1,0 +1,100 @@
+"""What a run shows on the terminal: a banner, one bar with losses and ETA, a closing table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich import progress as rich_progress
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from mlecs_jax import scoring
+from mlecs_jax.setting import Setting
+
+
+class Progress:
+    """Terminal output of :func:`mlecs_jax.experiment.run`; a context manager."""
+
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+        self._console = Console(highlight=False)
+        self._bar = rich_progress.Progress(
+            rich_progress.TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
+            rich_progress.BarColumn(bar_width=24),
+            rich_progress.TimeElapsedColumn(),
+            rich_progress.TextColumn("eta"),
+            rich_progress.TimeRemainingColumn(),
+            rich_progress.TextColumn("{task.description}"),
+            console=self._console)
+
+    def __enter__(self) -> Progress:
+        self._console.print(f"[dim]workdir {self._workdir}; preparing data and models …[/dim]")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def start(self, setting: Setting, complete: int) -> None:
+        """Says what runs, on which data, and from which round."""
+        config, samples = setting.config, setting.federation.samples
+        if samples.source == "simulated":
+            self._console.print(Panel(
+                "SIMULATED DATA: no figure of this run says anything about the real "
+                f"{samples.name}.\nReal data: python -m mlecs_jax.data.prepare {samples.name} "
+                "--source=DIR", style="bold yellow"))
+        self._console.print(
+            f"{config.method.name} on {samples.name} ({samples.source}, {len(samples)} samples, "
+            f"split by {config.data.split}), {setting.federation.num_clients} devices, "
+            f"ρ={config.partition.rho:g}; devices: {config.model.slm}, cloud: {config.model.llm}")
+        if complete:
+            self._console.print(f"resuming after round {complete}")
+        self._bar.start()
+        self._task = self._bar.add_task("compiling …", total=config.train.rounds,
+                                        completed=complete)
+
+    def round(self, record: dict[str, Any]) -> None:
+        """Moves the bar and shows the round's losses and validation scores."""
+        val = record["eval"]["val"]
+        parts = [f"{stage} {np.mean(list(terms.values())[0]):.3f}"
+                 for stage, terms in record["train"].get("devices", {}).items()]
+        parts.append(f"val F1 clients {np.nanmean(val[scoring.PRIMARY]['clients']['f1']):.3f}")
+        if "server" in val:
+            parts.append(f"server {val['server']['f1']:.3f}")
+        self._bar.update(self._task, advance=1, description=" | ".join(parts))
+        if not self._console.is_terminal:  # a log file gets lines instead of a bar
+            self._console.print(f"round {record['round'] + 1}/{record['rounds']} "
+                                f"{record['seconds']:.1f} s | " + " | ".join(parts))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The closing table."""
+        table = Table(title=f"{summary['method']} on {summary['dataset']} "
+                            f"({summary['data_source']}), test macro-F1")
+        for column in ("", "modalities", "F1", "weighted F1", "accuracy"):
+            table.add_column(column, justify="left" if column in ("", "modalities") else "right")
+
+        def row(name: str, modalities: str, scores: dict[str, Any]) -> None:
+            table.add_row(name, modalities, *(f"{scores[key]:.3f}"
+                                              for key in ("f1", "weighted_f1", "accuracy")))
+
+        for client in summary["client"]["per_client"][:20]:
+            row(f"device {client['client']}", " ".join(client["modalities"]), client)
+        if "server" in summary:
+            row("server", " ".join(summary["modalities"]), summary["server"])
+        self._console.print(table)
+        client, traffic = summary["client"], summary["communication"]
+        self._console.print(
+            f"devices avg {client['avg_f1']:.3f}, best {client['best_f1']:.3f}, worst "
+            f"{client['worst_f1']:.3f} | per device and round {traffic['uplink_bytes_per_round']:,} "
+            f"B up, {traffic['downlink_bytes_per_round']:,} B down | "
+            f"{summary['timing']['seconds_per_round']:.1f} s a round, "
+            f"{summary['timing']['compile_s']:.0f} s compiling")
+        for name, value in summary.get("ceilings", {}).items():
+            self._console.print(f"[dim]{name} alone, trained offline: {value:.3f}[/dim]")
+        self._console.print(f"report: {self._workdir / 'report.html'}")

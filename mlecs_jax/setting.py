@@ -1,0 +1,141 @@
+"""`Setting`: what every method is given. Data, models, frozen backbones and where they live."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from mlecs_jax.clients import ClientFn, for_each_client
+from mlecs_jax.config import Config
+from mlecs_jax.errors import UserError
+from mlecs_jax.federation import Federation, Rows
+from mlecs_jax.lora import Params
+from mlecs_jax.models.multimodal import MultimodalModel
+from mlecs_jax.topology import Topology
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+    """Devices of one structure: they share a compiled program and stack their parameters.
+
+    Attributes:
+      clients: device numbers, int ``[C]``.
+      model: their M = {E, C, B}.
+      train, held_out: their rows on the edge mesh, ``[C, n, …]``.
+      public_available: bool ``[C, n, M]`` or None, see :class:`Federation`.
+    """
+
+    clients: np.ndarray
+    model: MultimodalModel
+    train: Rows
+    held_out: Rows
+    public_available: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A federation of nodes ready to learn.
+
+    Attributes:
+      cohorts: the devices. Extractors and connectors may differ between cohorts; LoRA trees may
+        not, since they meet in aggregation.
+      llm: the server's model; its SLM is ``slm`` (decoder and generator; no extractor of its own).
+      edge, cloud: frozen backbones and shared data of each tier, placed on its mesh:
+        ``slm``, ``llm`` (cloud only), ``public`` rows, ``moments``.
+    """
+
+    config: Config
+    federation: Federation
+    topology: Topology
+    cohorts: tuple[Cohort, ...]
+    slm: MultimodalModel
+    llm: MultimodalModel
+    answer_ids: tuple[int, ...]
+    edge: dict[str, Any]
+    cloud: dict[str, Any]
+
+    def for_each_client(self, fn: ClientFn) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
+        """:func:`mlecs_jax.clients.for_each_client` with this run's back end."""
+        clients = self.config.clients
+        return for_each_client(fn, backend=clients.backend, chunk=clients.chunk,
+                               mesh=self.topology.edge)
+
+    def on_devices(self, stage: Callable[..., tuple[Params, Tree]]) -> Callable[..., Any]:
+        """A device stage compiled for every cohort.
+
+        Args:
+          stage: ``(setting, model, shared, params, device) → (params, diagnostics)`` for one
+            device. ``shared`` holds the edge's backbone ``slm``, ``public`` rows and ``moments``
+            and whatever the call adds; ``device`` its ``train`` rows, ``owned [M]``,
+            ``public_available`` and ``key``.
+
+        Returns:
+          ``(devices, round_index, key, **shared) → (devices, diagnostics stacked [N])``.
+        """
+        runs = [self.for_each_client(functools.partial(stage, self, cohort.model))
+                for cohort in self.cohorts]
+
+        def run(devices: tuple[Params, ...], r: int, key: jax.Array, **shared: Tree):
+            results = []
+            for cohort, params, compiled in zip(self.cohorts, devices, runs, strict=True):
+                data = {"train": cohort.train, "public_available": cohort.public_available,
+                        "owned": self.owned(r, cohort), "key": self.client_keys(key, cohort)}
+                results.append(compiled(self.edge | shared, params, data))
+            return (tuple(params for params, _ in results),
+                    self.join([diagnostics for _, diagnostics in results]))
+
+        return run
+
+    def client_keys(self, key: jax.Array, cohort: Cohort) -> jax.Array:
+        """One key per device, a function of the device's number alone."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(cohort.clients))
+        return self.topology.to_edge(keys, per_client=True)
+
+    def owned(self, round_index: int, cohort: Cohort) -> jax.Array:
+        """Modality sets of a cohort in a round, bool ``[C, M]`` on the edge."""
+        owned = self.federation.owned_at(round_index)[cohort.clients]
+        return self.topology.to_edge(owned, per_client=True)
+
+    def example_inputs(self) -> dict[str, Array]:
+        """One sample of every modality, float32 ``[1, …]``, to fix shapes at initialisation."""
+        return {name: jnp.zeros((1, *x.shape[1:]), jnp.float32)
+                for name, x in self.federation.samples.inputs.items()}
+
+    def join(self, parts: list[Tree]) -> Tree:
+        """Stacked results of the cohorts as one stack in device order."""
+        if len(parts) == 1:
+            return parts[0]
+        order = np.argsort(np.concatenate([cohort.clients for cohort in self.cohorts]))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *parts)
+
+    def init_devices(self, key: jax.Array, lora: Params) -> tuple[Params, ...]:
+        """Stacked parameters per cohort: extractor, connector and generator drawn per device, the
+        LoRA that of the server."""
+        stacked = []
+        for cohort in self.cohorts:
+            def init(key, model=cohort.model):
+                return model.init(key, self.edge["slm"], self.example_inputs())
+
+            drawn = jax.jit(jax.vmap(init))(self.client_keys(key, cohort))
+            check_same_lora(lora, jax.tree.map(lambda x: x[0], drawn["lora"]))
+            common = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(cohort.clients), *x.shape)),
+                                  lora)
+            stacked.append(self.topology.to_edge(drawn | {"lora": common}, per_client=True))
+        return tuple(stacked)
+
+
+def check_same_lora(server: Params, device: Params) -> None:
+    """Raises UserError where a device's LoRA tree could not be averaged with the others."""
+    expected, found = (jax.tree.map(lambda x: x.shape, tree) for tree in (server, device))
+    if expected != found:
+        raise UserError(f"a cohort's LoRA leaves are {found}, the server SLM's {expected}; devices "
+                        "may differ in encoders and connectors, not in backbone or LoRA rank")

@@ -1,0 +1,135 @@
+"""The stages of a round: what a device or the server does between two messages.
+
+Each is a pure function of ``(setting, …, shared, params, data)`` to be compiled once; learning
+rates and loss weights are traced, so that schedules and ablations reuse the program.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mlecs_jax import losses
+from mlecs_jax.federation import Rows, gather
+from mlecs_jax.lora import Params
+from mlecs_jax.models.multimodal import Batch, MultimodalModel
+from mlecs_jax.predict import map_rows
+from mlecs_jax.setting import Setting
+from mlecs_jax.train import draw_batches, fit, optimiser, per_learner
+
+
+def ccl_stage(setting: Setting, model: MultimodalModel, shared, params: Params, device):
+    """Collaborative contrastive learning of one device on D′ (Eqs. 6–8).
+
+    ``shared``: backbone ``slm``, ``public`` rows, ``anchors [n, d]``, ``moments``, ``rates``,
+    ``weights``; ``device``: ``owned [M]``, ``key``, and ``public_available [n, M]`` or None.
+    """
+    options = setting.config
+    public: Rows = shared["public"]
+    if device["public_available"] is not None:
+        public = public.replace(available=public.available & device["public_available"])
+    order, steps = jax.random.split(device["key"])
+
+    def batch_at(index):
+        return (gather(public, device["owned"], shared["moments"], index), shared["anchors"][index])
+
+    def loss(params, batch_and_anchors, key):
+        batch, anchors = batch_and_anchors
+        projected, fused = model.represent(params, batch.inputs, batch.mask)
+        logits = model.answer(shared["slm"], params, fused, batch.target, key)
+        lm = losses.language_modelling(logits, batch.target)
+        volume = losses.volume_contrast(
+            anchors, projected, batch.mask, temperature=options.ccl.temperature,
+            label_smoothing=options.ccl.label_smoothing,
+            negatives_mask=negatives(batch, batch.mask.any(1), options.ccl.negatives))
+        return lm + shared["weights"]["volume"] * volume, {"lm": lm, "volume": volume}
+
+    index = draw_batches(order, public.count, public.target.shape[0], options.train.ccl_steps,
+                         options.train.batch_size)
+    return fit(loss, params, batch_at, index, shared["rates"], steps,
+               transform=optimiser(options.train.clip))
+
+
+def amt_stage(setting: Setting, model: MultimodalModel, shared, params: Params, device):
+    """Adaptive multimodal tuning of one device on its private rows: L_lb alone."""
+    options = setting.config
+    rows: Rows = device["train"]
+    order, steps = jax.random.split(device["key"])
+
+    def loss(params, batch: Batch, key):
+        _, fused = model.represent(params, batch.inputs, batch.mask)
+        logits = model.answer(shared["slm"], params, fused, batch.target, key)
+        lm = losses.language_modelling(logits, batch.target)
+        return lm, {"lm": lm}
+
+    index = draw_batches(order, rows.count, rows.target.shape[0], options.train.amt_steps,
+                         options.train.batch_size)
+    return fit(loss, params, functools.partial(gather, rows, device["owned"], shared["moments"]),
+               index, shared["rates"], steps, transform=optimiser(options.train.clip))
+
+
+def fuse_public(llm: MultimodalModel, cloud, params: Params):
+    """Fused omni-modal representations s′ of all of D′, ``[n, d]``, without dropout."""
+    public: Rows = cloud["public"]
+
+    def chunk(index):
+        batch = gather(public, jnp.ones(public.available.shape[-1], bool), cloud["moments"], index)
+        return llm.represent(params, batch.inputs, batch.mask)[1]
+
+    return map_rows(chunk, public.target.shape[0])
+
+
+def se_ccl_stage(setting: Setting, shared, server: dict[str, Params], key: jax.Array):
+    """Synergistic enhancement of LLM and SLM on D′ (Eqs. 14–16).
+
+    The LLM learns extractor, connector, generator and LoRA from L_lb, from the volume contrast of
+    its own modalities around a randomly drawn anchor modality, and from the SLM's answers. The
+    SLM learns its generator and LoRA from L_lb on the same fused representation and from the
+    LLM's answers. Each learner clips and adapts its own gradient.
+    """
+    options = setting.config
+    public: Rows = shared["public"]
+    every = jnp.ones(public.available.shape[-1], bool)
+    weights = shared["weights"]
+    order, steps = jax.random.split(key)
+
+    def loss(learners, batch: Batch, key):
+        anchor_key, llm_key, slm_key = jax.random.split(key, 3)
+        llm, slm = learners["llm"], learners["slm"]
+        projected, fused = setting.llm.represent(llm, batch.inputs, batch.mask)
+        llm_logits = setting.llm.answer(shared["llm"], llm, fused, batch.target, llm_key)
+        slm_logits = setting.slm.answer(
+            shared["slm"], slm, jax.lax.stop_gradient(fused), batch.target, slm_key)
+
+        anchor = jax.random.randint(anchor_key, (), 0, projected.shape[1])
+        others = batch.mask & (jnp.arange(projected.shape[1]) != anchor)
+        usable = batch.mask[:, anchor] & others.any(1)
+        volume = losses.volume_contrast(
+            projected[:, anchor], projected, others, temperature=options.ccl.temperature,
+            label_smoothing=options.ccl.label_smoothing,
+            negatives_mask=negatives(batch, usable, options.ccl.negatives))
+        transfer = functools.partial(losses.knowledge_transfer, target=batch.target,
+                                     pooling=options.kt.pooling, k=options.kt.k,
+                                     temperature=options.kt.temperature)
+        terms = {"llm_lm": losses.language_modelling(llm_logits, batch.target),
+                 "slm_lm": losses.language_modelling(slm_logits, batch.target),
+                 "volume": volume,
+                 "kt_llm": transfer(slm_logits, llm_logits),
+                 "kt_slm": transfer(llm_logits, slm_logits)}
+        return sum(weights[name] * term for name, term in terms.items()), terms
+
+    index = draw_batches(order, public.count, public.target.shape[0], options.train.server_steps,
+                         options.train.batch_size)
+    return fit(loss, server, functools.partial(gather, public, every, shared["moments"]), index,
+               shared["rates"], steps, transform=per_learner(optimiser(options.train.clip)))
+
+
+def negatives(batch: Batch, usable: jax.Array, rule: str) -> jax.Array:
+    """Pairs (anchor, others) that count as negatives, bool ``[B, B]``: both sides exist and, under
+    ``other_class``, their answers differ."""
+    pairs = usable[:, None] & usable[None, :]
+    if rule == "other_class":
+        pairs &= (batch.target[:, None] != batch.target[None, :]).any(-1)
+    return pairs
