@@ -150,7 +150,7 @@ def _tell_story(rng: np.random.Generator, sequences: int, frames: int) -> _Story
 
 
 def _episodes(rng: np.random.Generator, shape: tuple[int, int], share: float,
-              mean_frames: float) -> np.ndarray:
+              mean_frames: int) -> np.ndarray:
     """Bool ``[S, F]``: True in runs of about ``mean_frames`` frames that make up ``share``."""
     run = (rng.random(shape) < 1 / mean_frames).cumsum(axis=1)
     run -= run[:, :1]
@@ -176,8 +176,8 @@ def _accelerometer(rng: np.random.Generator, posture: np.ndarray) -> np.ndarray:
     gravity = np.where(slipped[..., None], rng.normal(size=gravity.shape), gravity)
     gravity /= np.linalg.norm(gravity, axis=-1, keepdims=True)
 
-    motionless = _episodes(rng, posture.shape, 0.08, 6)
-    jolted = _episodes(rng, posture.shape, 0.02, 3)
+    motionless = _episodes(rng, posture.shape, 0.06, 6)
+    jolted = _episodes(rng, posture.shape, 0.01, 3)
     moving = np.where(posture == TEMPORARY, ~motionless, jolted)
     excess = rng.uniform(0.35, 1.0, posture.shape)
     falling = rng.random(posture.shape) < 0.5
@@ -197,10 +197,10 @@ def _camera(rng: np.random.Generator, posture: np.ndarray, size: int) -> np.ndar
     """Uint8 ``[S * F, size, size, 3]``: one body, an ellipse standing on the floor of a room."""
     sequences, frames = posture.shape
     along_axis = _episodes(rng, posture.shape, 0.5, 4)  # a lying body seen from head or feet
-    bent_forward = _episodes(rng, posture.shape, 0.07, 4)  # towards the camera: as tall as standing
+    bent_forward = _episodes(rng, posture.shape, 0.04, 4)  # towards the camera: as tall as standing
     look = np.where((posture == LYING) & along_axis, TEMPORARY, posture)
     look = np.where((posture == TEMPORARY) & bent_forward, UPRIGHT, look)
-    lights_off = _episodes(rng, posture.shape, 0.05, 6)
+    lights_off = _episodes(rng, posture.shape, 0.03, 6)
     images = np.empty((sequences, frames, size, size, 3), dtype=np.uint8)
     for sequence in range(sequences):  # one at a time: the float frames of all are 12 times as big
         images[sequence] = _film(rng, look[sequence], lights_off[sequence], size)
@@ -259,10 +259,10 @@ def _depth_features(rng: np.random.Generator, posture: np.ndarray) -> np.ndarray
     """Float32 ``[S * F, 8]``, in the order of UR-Fall's CSV files (see :func:`ur_fall`)."""
     sequences = posture.shape[0]
     cut = _episodes(rng, posture.shape, 0.15, 6)  # near the camera: head and feet out of view
-    straight = _episodes(rng, posture.shape, 0.15, 6)  # a bend at the hip, the back still long
+    straight = _episodes(rng, posture.shape, 0.12, 6)  # a bend at the hip, the back still long
     look = np.where((posture == UPRIGHT) & cut, TEMPORARY, posture)
     look = np.where((posture == TEMPORARY) & straight, UPRIGHT, look)
-    holes = _episodes(rng, posture.shape, 0.05, 6)  # the shape is whatever the holes leave of it
+    holes = _episodes(rng, posture.shape, 0.04, 6)  # the shape is whatever the holes leave of it
     look = np.where(holes, rng.integers(0, 3, posture.shape), look)
 
     shapes = [np.array(mean)[look] * np.exp(rng.normal(0, spread, posture.shape))
