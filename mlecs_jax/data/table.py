@@ -55,7 +55,7 @@ def load(manifest_path: str | Path) -> Samples:
     manifest = read_manifest(Path(manifest_path))
     manifest.check_keys(("name", "modalities", "target"), ("id", "group", "stratum", "device"))
     labels, class_names, texts = _target(manifest.child("target"))
-    rows = len(texts if labels is None else labels)
+    rows = len(labels) if labels is not None else len(texts or ())
 
     ids = _column(manifest, "id", rows, as_text=True) if "id" in manifest.keys else range(rows)
     inputs, present = _modalities(manifest.child("modalities"), ids)
@@ -185,7 +185,7 @@ def _readings(entry: Entry, ids: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]
         cure = ("a missing reading has NaN in the whole row; fill in this one" if may_miss else
                 "mend it, or set \"missing\": \"nan\" where whole rows are NaN")
         raise entry.error(f"{file}: row {row} (from 0), {place} is empty or NaN; {cure}")
-    there = ~nan.any(axis=1)
+    there = np.asarray(~nan.any(axis=1))
     values[~there] = 0
     return values, there
 
