@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mlecs_jax.kernels.gram_volume import pairs, reference, schur, xla
+from mlecs_jax.kernels.gram_volume import dispatch, pairs, reference, schur, solve
 
-Implementation = Literal["reference", "xla", "xla_dense"]
-IMPLEMENTATIONS: tuple[str, ...] = ("reference", "xla", "xla_dense")
 Mode = Literal["exact", "gram_parity"]
 
 
@@ -29,17 +27,21 @@ def _check(anchors: jax.Array, others: jax.Array, mask: jax.Array) -> None:
         raise ValueError(f"others {others.shape}: k must be 1 to 8, and B and d at least 1")
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask must be boolean (True = present), got {mask.dtype}")
+    for name, x in (("anchors", anchors), ("others", others)):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} must be floating point, got {x.dtype}")
 
 
 def _prepare(
     anchors: ArrayLike, others: ArrayLike, mask: ArrayLike
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Checked inputs in the accumulation type, anchors saturated."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jnp.dtype]:
+    """Checked inputs in the accumulation type, anchors saturated; and the inputs' own type."""
     a, m, present = jnp.asarray(anchors), jnp.asarray(others), jnp.asarray(mask)
     _check(a, m, present)
-    dtype = schur.accumulation_dtype(a.dtype, m.dtype)
+    own = jnp.result_type(a.dtype, m.dtype)
+    dtype = schur.accumulation_dtype(own)
     top = schur.limit(dtype)
-    return jnp.clip(schur.widen(a, dtype), -top, top), schur.widen(m, dtype), present
+    return jnp.clip(schur.widen(a, dtype), -top, top), schur.widen(m, dtype), present, own
 
 
 def volume(anchors: ArrayLike, others: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -59,7 +61,7 @@ def volume(anchors: ArrayLike, others: ArrayLike, mask: ArrayLike) -> jax.Array:
     Raises:
       ValueError: shapes or types that disagree.
     """
-    a, m, present = _prepare(anchors, others, mask)
+    a, m, present, _ = _prepare(anchors, others, mask)
     q, s = schur.factor(m, present)
     return s * schur.own_distance(a, q)
 
@@ -73,13 +75,14 @@ def volume_contrastive_loss(
     label_smoothing: float = 0.0,
     negatives_mask: ArrayLike | None = None,
     mode: Mode = "exact",
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
-    """Half the row plus half the column cross-entropy of -V/temperature, positives on the diagonal.
+    """Half the row plus half the column cross-entropy of -V/temperature, diagonal positives.
 
     V[u, v] is the volume of anchor u with the others of v. Rows compare one anchor with all
-    tuples (A2O of ML-ECS Eqs. 7-8, GRAM's two directions), columns one tuple with all anchors.
+    tuples, columns one tuple with all anchors: the two directions of ML-ECS Eqs. 7-8, which are
+    those of GRAM (Cicchetti et al., 2025). The result is a mean over the batch.
 
     Args:
       anchors: [B, d]; others: [B, k, d]; mask: [B, k] bool. See `volume`. Vectors are used as
@@ -99,22 +102,95 @@ def volume_contrastive_loss(
 
     Raises:
       ValueError: shapes, types or option values that are wrong.
+      NotImplementedError: the implementation asked for cannot run this; says why.
     """
+    return _loss(
+        anchors,
+        others,
+        mask,
+        temperature,
+        label_smoothing,
+        negatives_mask,
+        mode,
+        implementation,
+        precision,
+        axis_name=None,
+    )
+
+
+def sharded_volume_contrastive_loss(
+    anchors: ArrayLike,
+    others: ArrayLike,
+    mask: ArrayLike,
+    *,
+    axis_name: str,
+    temperature: ArrayLike = 0.07,
+    label_smoothing: float = 0.0,
+    negatives_mask: ArrayLike | None = None,
+    mode: Mode = "exact",
+    implementation: str | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+    """`volume_contrastive_loss` of a batch whose rows are spread over mesh axis `axis_name`.
+
+    Call it inside `jax.shard_map` (with its default `check_vma=True`, on which the gradient of a
+    replicated loss relies). Every device gathers all anchors and keeps its own others.
+
+    Args:
+      anchors: [b, d], others: [b, k, d], mask: [b, k]: this device's rows, b the same everywhere.
+      axis_name: the mesh axis the batch is split over.
+      negatives_mask: [B, b] bool, this device's columns of the [B, B] mask.
+      Others as in `volume_contrastive_loss`.
+
+    Returns:
+      Scalar, the loss of the whole batch, equal on all devices.
+
+    Raises:
+      ValueError, NotImplementedError: as `volume_contrastive_loss`.
+    """
+    return _loss(
+        anchors,
+        others,
+        mask,
+        temperature,
+        label_smoothing,
+        negatives_mask,
+        mode,
+        implementation,
+        precision,
+        axis_name=axis_name,
+    )
+
+
+def _loss(
+    anchors: ArrayLike,
+    others: ArrayLike,
+    mask: ArrayLike,
+    temperature: ArrayLike,
+    label_smoothing: float,
+    negatives_mask: ArrayLike | None,
+    mode: str,
+    implementation: str | None,
+    precision: jax.lax.PrecisionLike,
+    axis_name: str | None,
+) -> jax.Array:
     if mode not in ("exact", "gram_parity"):
         raise ValueError(f"mode must be 'exact' or 'gram_parity', got {mode!r}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    a, m, present = _prepare(anchors, others, mask)
+    a, m, present, own = _prepare(anchors, others, mask)
+    (v, k, d), u = m.shape, m.shape[0]
+    if axis_name is not None:
+        u *= jax.lax.axis_size(axis_name)
     negatives = None if negatives_mask is None else jnp.asarray(negatives_mask)
-    if negatives is not None and (
-        negatives.shape != (a.shape[0], a.shape[0]) or negatives.dtype != jnp.bool_
-    ):
+    if negatives is not None and (negatives.shape != (u, v) or negatives.dtype != jnp.bool_):
         raise ValueError(
-            f"negatives_mask must be bool [B, B] with B = {a.shape[0]}, got "
-            f"{negatives.dtype} {negatives.shape}"
+            f"negatives_mask must be bool {[u, v]}, got {negatives.dtype} {list(negatives.shape)}"
         )
     tau = jnp.asarray(temperature, a.dtype)
     if implementation == "reference":
+        if axis_name is not None:
+            raise NotImplementedError("the reference is for one device: gather the batch first")
         return reference.volume_contrastive_loss(
             a,
             m,
@@ -124,42 +200,23 @@ def volume_contrastive_loss(
             negatives_mask=negatives,
             mode=mode,
         )
-    if implementation not in (None, "xla", "xla_dense","xla_tiled"):
-        raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}")
-    operand = jnp.result_type(jnp.asarray(anchors).dtype, jnp.asarray(others).dtype)
     settings = pairs.Settings(
         label_smoothing=label_smoothing,
         parity=mode == "gram_parity",
-        operand=operand,
-        precision=_precision(precision, operand),
+        operand=own,
+        precision=_precision(precision, own),
+        axis_name=axis_name,
     )
-    solver = xla.DENSE if implementation!="xla_tiled" else __import__("mlecs_jax.kernels.gram_volume.xla_tiled",fromlist=["a"]).tiled(eval(__import__("os").environ.get("TILE","256,256")))
-    return _solve(solver, settings, a, m, present, tau, negatives)
+    problem = dispatch.Problem(u, v, k, d, settings, a.dtype.itemsize, negatives is not None)
+    solver = dispatch.choose(implementation, problem)
+    return solve.solve(solver, settings, a, m, present, tau, negatives)
 
 
 def _precision(precision: jax.lax.PrecisionLike, operand: jnp.dtype) -> jax.lax.Precision:
     """Explicit: 'default' would mean TF32 on a GPU and bfloat16 on a TPU for float32."""
     if precision is not None:
+        if not isinstance(precision, (str, jax.lax.Precision)):
+            raise ValueError(f"precision must be one jax.lax.Precision, got {precision!r}")
         return jax.lax.Precision(precision)
     narrow = jnp.finfo(operand).bits < 32
     return jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST
-
-
-def _solve(
-    solver: pairs.Solver,
-    settings: pairs.Settings,
-    a: jax.Array,
-    m: jax.Array,
-    present: jax.Array,
-    tau: jax.Array,
-    negatives: jax.Array | None,
-) -> jax.Array:
-    q, s = schur.factor(m, present)
-    stop = jax.lax.stop_gradient if settings.parity else lambda x: x
-    row_t, column_t = stop(s) / tau, s / tau
-    row_positive = -row_t * schur.own_distance(a, stop(q))
-    column_positive = -column_t * schur.own_distance(stop(a), q) if settings.parity else row_positive
-    offset = pairs.match_varying(jnp.int32(0), a)
-    return pairs.loss(
-        solver, settings, a, q, row_t, column_t, row_positive, column_positive, offset, negatives
-    )

@@ -85,14 +85,20 @@ def floor(dtype: jnp.dtype) -> float:
     return -float(jnp.finfo(dtype).max) / 4
 
 
-def matmul(x: jax.Array, y: jax.Array, settings: Settings, dims: tuple[int, int]) -> jax.Array:
-    """x . y contracting the two given axes, operands in `settings.operand`, sums in x's type."""
+def matmul(
+    x: jax.Array,
+    y: jax.Array,
+    settings: Settings,
+    dims: tuple[int, int],
+    dtype: Any = None,
+) -> jax.Array:
+    """x . y contracting the two given axes, operands in `settings.operand`, sums in dtype or x's."""
     return jax.lax.dot_general(
         x.astype(settings.operand),
         y.astype(settings.operand),
         (((dims[0],), (dims[1],)), ((), ())),
         precision=settings.precision,
-        preferred_element_type=x.dtype,
+        preferred_element_type=dtype or x.dtype,
     )
 
 

@@ -1,0 +1,43 @@
+"""`Pairs` as the Pallas kernels take them: padded to whole tiles, vectors beside the matrices."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, floors
+
+
+class Padded(NamedTuple):
+    """U and V below are the padded sizes. A padded tuple has own = -1 and pairs with nobody."""
+
+    a: jax.Array  # [U, d] in the operand type
+    square: jax.Array  # [U] |a|^2
+    least: jax.Array  # [U] clamp of rho^2
+    q: jax.Array  # [k, V, d] in the operand type
+    t: jax.Array  # [V]
+    own: jax.Array  # int32 [V], the row of each tuple's own anchor
+
+
+def pad(x: jax.Array, size: int, axis: int, fill: float = 0) -> jax.Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths, constant_values=fill)
+
+
+def round_up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+def padded(settings: Settings, p: Pairs, u: int, v: int, d: int) -> Padded:
+    """`p` grown to u anchors, v tuples, width d."""
+    square, least = floors(p.a)
+    own = jnp.arange(p.t.shape[0], dtype=jnp.int32) + p.offset
+    return Padded(
+        a=pad(pad(p.a.astype(settings.operand), u, 0), d, 1),
+        square=pad(square, u, 0),
+        least=pad(least, u, 0, fill=1),
+        q=pad(pad(p.q.astype(settings.operand), v, 1), d, 2),
+        t=pad(p.t, v, 0),
+        own=pad(own, v, 0, fill=-1),
+    )

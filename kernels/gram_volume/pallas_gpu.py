@@ -1,0 +1,284 @@
+"""Pallas kernels for GPU, by way of Triton.
+
+Forward: one kernel forms products, distances and online log-sum-exps and never leaves the chip.
+Backward: the gradients of the others alone are k wide tiles of float32, more than a multiprocessor
+holds, so a kernel recomputes the products of a slab of anchors and writes their weighted form
+(W o C, in the operand type), and two plain matrix products finish it. Four products' work in all,
+two of them by the vendor's library; memory is linear in the batch, the slab being of fixed bytes.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from mlecs_jax.kernels.gram_volume.padded import Padded, pad, padded, round_up
+from mlecs_jax.kernels.gram_volume.pairs import (
+    Gradients,
+    Pairs,
+    Settings,
+    Solver,
+    Statistics,
+    Weights,
+    floor,
+    match_varying,
+    matmul,
+)
+
+DEPTH = 64  # how much of d a step of the inner product loads
+SEGMENTS = 4  # ways the tuples are shared out among programs in the forward pass
+SLAB_BYTES = 192 * 2**20  # of weighted products in flight in the backward pass
+
+
+def unsupported(
+    k: int, d: int, settings: Settings, has_negatives: bool, itemsize: int
+) -> str | None:
+    """Why the kernels cannot take a problem, or None."""
+    del k, d
+    if has_negatives:
+        return "negatives_mask is not supported"
+    if itemsize != 4:
+        return "it sums in float32, and an input is wider"
+    if settings.axis_name is not None:
+        return "it has not been made to run inside shard_map"
+    return None
+
+
+def default_tile(k: int, d: int) -> tuple[int, int]:
+    """(anchors, tuples), powers of two; the backward kernel keeps k tiles in registers."""
+    del d
+    return (128, 64) if k <= 3 else (64, 32)
+
+
+def _products(
+    a: Any, q: Any, i: int, rows: Any, columns: Any, settings: Settings, shape: tuple[int, int]
+) -> jax.Array:
+    """c_i [Tu, Tv], over the width in steps of DEPTH."""
+
+    def step(n: jax.Array, c: jax.Array) -> jax.Array:
+        deep = pl.ds(n * DEPTH, DEPTH)
+        return c + jax.lax.dot_general(
+            a[rows, deep],
+            q[i, columns, deep],
+            (((1,), (1,)), ((), ())),
+            precision=settings.precision,
+            preferred_element_type=jnp.float32,
+        )
+
+    return jax.lax.fori_loop(0, a.shape[1] // DEPTH, step, jnp.zeros(shape, jnp.float32))
+
+
+def _logits(
+    refs: tuple[Any, ...],
+    inside: jax.Array,
+    first_row: Any,
+    columns: Any,
+    bound: int,
+    rows: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """rho, x and which pairs count, from sum_i c_i^2 of one tile."""
+    _, square, least, _, t, own = refs
+    rho = jnp.sqrt(jnp.maximum(square[rows][:, None] - inside, least[rows][:, None]))
+    row = first_row + jax.lax.broadcasted_iota(jnp.int32, rho.shape, 0)
+    mine = jnp.broadcast_to(own[columns][None], rho.shape)
+    valid = (row != mine) & (mine >= 0) & (row < bound)
+    return rho, jnp.where(valid, -t[columns][None] * rho, floor(rho.dtype)), valid
+
+
+def _statistics_kernel(
+    *refs: Any, bound: int, settings: Settings, tile: tuple[int, int], blocks: int
+) -> None:
+    inputs = refs[:6]
+    row_top, row_total, row_sum, top, total, column_sum = refs[6:]
+    tu, tv = tile
+    block, segment = pl.program_id(0), pl.program_id(1)
+    rows = pl.ds(block * tu, tu)
+    low = floor(jnp.float32)
+
+    def step(n: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        row_m, row_l, row_s = carry
+        columns = pl.ds((segment * blocks + n) * tv, tv)
+        inside = jnp.zeros(tile, jnp.float32)
+        for i in range(inputs[3].shape[0]):
+            c = _products(inputs[0], inputs[3], i, rows, columns, settings, tile)
+            inside += c * c
+        _, x, valid = _logits(inputs, inside, block * tu, columns, bound, rows)
+        new = jnp.maximum(row_m, x.max(1))
+        row_l = row_l * jnp.exp(row_m - new) + jnp.exp(x - new[:, None]).sum(1)
+        own_top = x.max(0)
+        top[block, columns] = own_top
+        total[block, columns] = jnp.exp(x - own_top[None]).sum(0)
+        if settings.smooth:
+            plain = jnp.where(valid, x, 0.0)
+            row_s += plain.sum(1)
+            column_sum[block, columns] = plain.sum(0)
+        return new, row_l, row_s
+
+    zero = jnp.zeros((tu,), jnp.float32)
+    init = (jnp.full((tu,), low, jnp.float32), zero, zero)
+    m, l, s = jax.lax.fori_loop(0, blocks, step, init)
+    row_top[segment, rows], row_total[segment, rows], row_sum[segment, rows] = m, l, s
+
+
+def _weights_kernel(
+    *refs: Any, bound: int, settings: Settings, tile: tuple[int, int]
+) -> None:
+    """Weighted products of one tile, and its share of the sums along rows and columns."""
+    inputs, (row_lse, row_smooth, column_lse, column_smooth, first) = refs[:6], refs[6:11]
+    out_a, out_q, sums, row_t, column_t = refs[11:]
+    tu, tv = tile
+    i, j = pl.program_id(0), pl.program_id(1)
+    rows, columns = pl.ds(i * tu, tu), pl.ds(j * tv, tv)
+    c = [
+        _products(inputs[0], inputs[3], n, rows, columns, settings, tile)
+        for n in range(inputs[3].shape[0])
+    ]
+    inside = functools.reduce(jnp.add, (x * x for x in c))
+    rho, x, valid = _logits(inputs, inside, first[0] + i * tu, columns, bound, rows)
+    row = jnp.exp(x - row_lse[rows][:, None]) - row_smooth[rows][:, None]
+    column = jnp.exp(x - column_lse[columns][None]) - column_smooth[columns][None]
+    row, column = jnp.where(valid, row, 0.0), jnp.where(valid, column, 0.0)
+    if settings.parity:
+        row_t[i, columns] = -(row * rho).sum(0)
+    else:
+        row = column = row + column
+        row_t[i, columns] = jnp.zeros((tv,), jnp.float32)
+    column_t[i, columns] = -(column * rho).sum(0)
+    slope = -inputs[4][columns][None] / rho
+    sums[j, rows] = (row * slope).sum(1)
+    for n, ci in enumerate(c):
+        out_a[rows, n, columns] = (row * slope * ci).astype(out_a.dtype)
+        if settings.parity:
+            out_q[rows, n, columns] = (column * slope * ci).astype(out_q.dtype)
+
+
+def _compiler_params(tile: tuple[int, int]) -> plgpu.CompilerParams:
+    return plgpu.CompilerParams(num_warps=8 if tile[0] >= 128 else 4, num_stages=2)
+
+
+def _statistics(
+    settings: Settings, p: Pairs, tile: tuple[int, int], interpret: Any
+) -> tuple[Statistics, Any]:
+    k, v, d = p.q.shape
+    bound = p.a.shape[0]
+    (tu, tv), u_pad = tile, round_up(bound, tile[0])
+    segments = min(SEGMENTS, -(-v // tv))
+    v_pad = round_up(v, tv * segments)
+    x: Padded = padded(settings, p, u_pad, v_pad, round_up(d, DEPTH))
+    nu, blocks = u_pad // tu, v_pad // (tv * segments)
+    by_row = jax.ShapeDtypeStruct((segments, u_pad), jnp.float32)
+    by_column = jax.ShapeDtypeStruct((nu, v_pad), jnp.float32)
+    unused = jax.ShapeDtypeStruct((1, 1), jnp.float32)  # nobody writes it, nobody reads it
+    row_top, row_total, row_sum, top, total, column_sum = pl.pallas_call(
+        functools.partial(
+            _statistics_kernel, bound=bound, settings=settings, tile=tile, blocks=blocks
+        ),
+        out_shape=[by_row] * 3 + [by_column] * 2 + [by_column if settings.smooth else unused],
+        grid=(nu, segments),
+        compiler_params=_compiler_params(tile),
+        interpret=interpret,
+    )(*x)
+
+    def merge(top: jax.Array, total: jax.Array, size: int) -> jax.Array:
+        return jax.nn.logsumexp(top + jnp.log(total), axis=0)[:size]
+
+    return Statistics(
+        row_lse=merge(row_top, row_total, bound),
+        column_lse=merge(top, total, v),
+        row_sum=row_sum.sum(0)[:bound] if settings.smooth else None,
+        column_sum=column_sum.sum(0)[:v] if settings.smooth else None,
+    ), None
+
+
+def _slab_rows(k: int, u: int, v: int, tu: int, settings: Settings) -> int:
+    width = jnp.dtype(settings.operand).itemsize * (2 if settings.parity else 1)
+    rows = max(tu, SLAB_BYTES // (k * v * width) // tu * tu)
+    return min(rows, round_up(u, tu))
+
+
+def _gradients(
+    settings: Settings, p: Pairs, saved: Any, w: Weights, tile: tuple[int, int], interpret: Any
+) -> Gradients:
+    del saved
+    k, v, d = p.q.shape
+    bound = p.a.shape[0]
+    tu, tv = tile
+    v_pad, d_pad = round_up(v, tv), round_up(d, DEPTH)
+    slab = _slab_rows(k, bound, v_pad, tu, settings)
+    u_pad = round_up(bound, slab)
+    x: Padded = padded(settings, p, u_pad, v_pad, d_pad)
+    row_lse, row_smooth = pad(w.row_lse, u_pad, 0), pad(w.row_smooth, u_pad, 0)
+    columns = pad(w.column_lse, v_pad, 0), pad(w.column_smooth, v_pad, 0)
+    flat_q = x.q.reshape(k * v_pad, d_pad)
+    nu, nv = slab // tu, v_pad // tv
+
+    def shape(*size: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(size, dtype)
+
+    weighted = shape(slab, k, v_pad, dtype=settings.operand)
+    kernel = pl.pallas_call(
+        functools.partial(_weights_kernel, bound=bound, settings=settings, tile=tile),
+        out_shape=[
+            weighted,
+            weighted if settings.parity else shape(1, 1, 1, dtype=settings.operand),
+            shape(nv, slab),
+            shape(nu, v_pad),
+            shape(nu, v_pad),
+        ],
+        grid=(nu, nv),
+        compiler_params=_compiler_params(tile),
+        interpret=interpret,
+    )
+
+    def step(n: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        grad_a, grad_q, row_t, column_t = carry
+        start = n * slab
+
+        def rows(y: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(y, start, slab)
+
+        a = rows(x.a)
+        out_a, out_q, sums, own_row_t, own_column_t = kernel(
+            a,
+            rows(x.square),
+            rows(x.least),
+            *x[3:],
+            rows(row_lse),
+            rows(row_smooth),
+            *columns,
+            start[None],
+        )
+        wide = out_a.reshape(slab, k * v_pad)
+        own = a * sums.sum(0)[:, None] - _product(wide, flat_q, (1, 0), settings)
+        wide = out_q.reshape(slab, k * v_pad) if settings.parity else wide
+        grad_a = jax.lax.dynamic_update_slice_in_dim(grad_a, own, start, 0)
+        grad_q -= _product(wide, a, (0, 0), settings)
+        return grad_a, grad_q, row_t + own_row_t.sum(0), column_t + own_column_t.sum(0)
+
+    zeros = jnp.zeros((v_pad,), jnp.float32)
+    init = (jnp.zeros((u_pad, d_pad)), jnp.zeros((k * v_pad, d_pad)), zeros, zeros)
+    init = tuple(match_varying(y.astype(jnp.float32), p.a, p.t) for y in init)
+    grad_a, grad_q, row_t, column_t = jax.lax.fori_loop(0, u_pad // slab, step, init)
+    return Gradients(
+        w.scale * grad_a[:bound, :d],
+        w.scale * grad_q.reshape(k, v_pad, d_pad)[:, :v, :d],
+        w.scale * row_t[:v],
+        w.scale * column_t[:v],
+    )
+
+
+def _product(x: jax.Array, y: jax.Array, axes: tuple[int, int], settings: Settings) -> jax.Array:
+    return matmul(x, y, settings, axes, jnp.float32)
+
+
+@functools.lru_cache
+def solver(tile: tuple[int, int], interpret: Any = False) -> Solver:
+    """The kernels with tiles of (anchors, tuples), powers of two of at least 16."""
+    return Solver(
+        f"pallas_gpu{tile[0]}x{tile[1]}",
+        lambda settings, p: _statistics(settings, p, tile, interpret),
+        lambda settings, p, saved, w: _gradients(settings, p, saved, w, tile, interpret),
+    )
