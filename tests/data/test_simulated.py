@@ -115,7 +115,7 @@ def test_classes_are_separable_only_by_combining_modalities(samples):
 
     def score(names):
         x = np.concatenate([features[name] for name in names], axis=1)
-        forest = RandomForestClassifier(20, max_features=0.4, min_samples_leaf=2, random_state=0)
+        forest = RandomForestClassifier(20, max_features=0.3, max_samples=0.6, random_state=0)
         predicted = forest.fit(x[~test], samples.labels[~test]).predict(x[test])
         return f1_score(samples.labels[test], predicted, average="macro")
 
