@@ -38,7 +38,6 @@ BENCH_SPECS = (
 # Compiled ahead of time for accelerators.
 AOT_SPECS = (
     ArgSpec(1000, 3, 64),
-    ArgSpec(4096, 2, 512),
     ArgSpec(16384, 3, 512),
     ArgSpec(32768, 3, 512),
     ArgSpec(65536, 3, 512),

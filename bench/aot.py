@@ -1,0 +1,192 @@
+"""Compiles every kernel ahead of time for an accelerator, on a machine that has none.
+
+    python bench/aot.py --target h200
+    python bench/aot.py --target v5e --ops gram_volume --json bench/results/aot_v5e.json
+
+It shows that the code lowers, fits on-chip memory, and how much device memory it needs; nothing is
+executed. Set-up (a virtual environment of its own each, next to this project):
+
+    TPU:  pip install 'jax[tpu]'
+    H200: pip install jax absl-py && pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt
+          (all three of one version)
+
+Without the plugin it says so and exits with 3.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+MISSING_PLUGIN = 3
+
+
+def prepare(target: str, dump: str) -> None:
+    """Environment that must stand before jax is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if target == "h200":
+        os.environ["XLA_FLAGS"] = f"--xla_dump_to={dump} --xla_dump_hlo_as_text=false"
+    else:
+        os.environ |= {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+        }
+
+
+def device(target: str) -> Any:
+    """A device of the target, to compile for; ImportError or RuntimeError without the plugin."""
+    from jax.experimental import topologies
+
+    if target != "h200":
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=TOPOLOGIES[target]
+        ).devices[0]
+    import jax_plugins.xla_cuda12  # noqa: F401  (its absence is the error wanted)
+
+    config = (Path(__file__).parent / "h200_gpu_target_config.txt").read_text()
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name="h200", topology="1x1x1", target_config=config
+    ).devices[0]
+
+
+class Program(NamedTuple):
+    """One thing to compile: a function of arrays, by their shapes and dtypes."""
+
+    op: str
+    implementation: str
+    shape: str
+    dtype: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def gram_volume_programs(target: str) -> Iterator[Program]:
+    import jax
+    import jax.numpy as jnp
+
+    from mlecs_jax.kernels.gram_volume import (
+        arg_specs,
+        pairs,
+        pallas_gpu,
+        pallas_tpu,
+        schur,
+        solve,
+        xla_tiled,
+    )
+
+    pallas = pallas_gpu if target == "h200" else pallas_tpu
+    for spec in arg_specs.AOT_SPECS:
+        # Compile time does not depend on the batch, and a large one matters in bfloat16 only.
+        for dtype in (jnp.bfloat16, jnp.float32)[: 2 if spec.batch <= 16384 else 1]:
+            precision = (
+                jax.lax.Precision.DEFAULT if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+            )
+            settings = pairs.Settings(0.1, False, jnp.dtype(dtype), precision)
+            tile = pallas.default_tile(spec.k, spec.d)
+            assert tile is not None, f"{pallas.__name__} has no tile for {spec}"
+            solvers = [pallas.solver(tile)]
+            if target == "h200" or spec.batch == 32768:  # minutes each for a TPU
+                solvers.append(xla_tiled.tiled((2048, 2048)))
+            for solver in solvers:
+
+                def loss(a: Any, m: Any, mask: Any, tau: Any, solver=solver, own=settings) -> Any:
+                    a, m = schur.widen(a, jnp.float32), schur.widen(m, jnp.float32)
+                    return solve.solve(solver, own, a, m, mask, tau, None)
+
+                shapes = (
+                    jax.ShapeDtypeStruct((spec.batch, spec.d), dtype),
+                    jax.ShapeDtypeStruct((spec.batch, spec.k, spec.d), dtype),
+                    jax.ShapeDtypeStruct((spec.batch, spec.k), jnp.bool_),
+                    jax.ShapeDtypeStruct((), jnp.float32),
+                )
+                yield Program(
+                    "gram_volume",
+                    solver.name,
+                    spec.name,
+                    jnp.dtype(dtype).name,
+                    jax.value_and_grad(loss, argnums=(0, 1, 3)),
+                    shapes,
+                )
+
+
+OPS: dict[str, Callable[[str], Iterator[Program]]] = {"gram_volume": gram_volume_programs}
+
+
+def device_code(dump: Path) -> dict[str, Any]:
+    """What the dumped PTX holds: whether tensor cores are used, and local memory (spills)."""
+    texts = [path.read_text(errors="ignore") for path in dump.glob("**/*.ptx")]
+    joined = "\n".join(texts)
+    return {
+        "wgmma": joined.count("wgmma.mma_async"),
+        "mma": len(re.findall(r"\bmma\.sync", joined)),
+        "ptx_files": len(texts),
+    }
+
+
+def compile_one(program: Program, where: Any, target: str, dump: Path) -> dict[str, Any]:
+    import jax
+
+    for path in dump.glob("**/*.ptx"):
+        path.unlink()
+    sharding = jax.sharding.SingleDeviceSharding(where)
+    arguments = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in program.arguments
+    ]
+    row: dict[str, Any] = {
+        "target": target,
+        "op": program.op,
+        "implementation": program.implementation,
+        "shape": program.shape,
+        "dtype": program.dtype,
+    }
+    start = time.perf_counter()
+    try:
+        memory = jax.jit(program.function).lower(*arguments).compile().memory_analysis()
+    except Exception as error:  # a compiler's refusal is a result: it goes into the table
+        return row | {"error": str(error).strip().splitlines()[0][:200]}
+    row |= {
+        "seconds": round(time.perf_counter() - start, 1),
+        "arguments_mib": round(memory.argument_size_in_bytes / 2**20, 1),
+        "temp_mib": round(memory.temp_size_in_bytes / 2**20, 1),
+    }
+    return row | device_code(dump) if target == "h200" else row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--target", required=True, choices=["h200", *TOPOLOGIES])
+    parser.add_argument("--ops", default=",".join(OPS), help="comma-separated")
+    parser.add_argument("--only", default="", help="compile shapes whose name holds this")
+    parser.add_argument("--json", type=Path, help="where to write the rows")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as dump:
+        prepare(options.target, dump)
+        try:
+            where = device(options.target)
+        except (ImportError, RuntimeError, ValueError) as error:
+            print(f"no compiler for {options.target} here ({error}): see the set-up in --help")
+            return MISSING_PLUGIN
+        rows = []
+        for op in options.ops.split(","):
+            for program in OPS[op](options.target):
+                if options.only not in program.shape:
+                    continue
+                rows.append(compile_one(program, where, options.target, Path(dump)))
+                print(json.dumps(rows[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return int(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

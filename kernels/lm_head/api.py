@@ -1,0 +1,181 @@
+"""Public functions: cross-entropy and KL straight from hidden states and vocabulary heads.
+
+The head's layout is [V, D], a row an outcome: that of a tied token embedding. For a head stored
+as [D, V] pass its transpose (under jit that costs nothing but the layout of the products).
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mlecs_jax.kernels.lm_head import cross_entropy as chunked
+from mlecs_jax.kernels.lm_head import kl, reference, vocabulary
+
+IMPLEMENTATIONS: tuple[str, ...] = ("reference", "xla")
+Pooling = Literal["full", "topk_rest", "adaptive_avg"]
+POOLINGS: tuple[str, ...] = ("full", "topk_rest", "adaptive_avg")
+
+
+def _check_implementation(implementation: str | None) -> bool:
+    """Whether the reference was asked for."""
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(
+            f"implementation must be one of {IMPLEMENTATIONS} or None, got {implementation!r}"
+        )
+    return implementation == "reference"
+
+
+def _check_model(who: str, hidden: jax.Array, head: jax.Array, bias: jax.Array | None) -> None:
+    if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
+        raise ValueError(
+            f"{who}: expected hidden [N, D] and head [V, D], got {hidden.shape} and {head.shape}"
+        )
+    if bias is not None and bias.shape != head.shape[:1]:
+        raise ValueError(f"{who}: expected bias [{head.shape[0]}], got {bias.shape}")
+
+
+def _optional(x: ArrayLike | None) -> jax.Array | None:
+    return None if x is None else jnp.asarray(x)
+
+
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    ignore_index: int = -1,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    implementation: str | None = None,
+    precision: Any = None,
+) -> jax.Array:
+    """Cross-entropy of softmax(hidden head^T + bias) per token, without writing the logits.
+
+    Args:
+      hidden: [N, D], float32 or bfloat16. Products run in this type and are summed in float32.
+      head: [V, D]; labels: int [N], each in [0, V) or `ignore_index`; bias: [V].
+      ignore_index: label of tokens that do not count.
+      label_smoothing: share of the target spread evenly over the vocabulary.
+      z_loss: adds z_loss * (log-sum-exp of the logits)^2, as PaLM does to keep them small.
+      implementation: 'xla' (vocabulary in chunks), 'reference' (logits written out), or None
+        for 'xla'.
+      precision: of the matrix products; None is JAX's default for the platform.
+
+    Returns:
+      [N] in float32 or wider, 0 where ignored. Differentiable in hidden, head and bias; the
+      hidden states' gradient is formed on the way forward, and under jit the head's costs
+      nothing where nobody asks for it.
+
+    Raises:
+      ValueError: shapes or options that are wrong.
+    """
+    h, w, y, b = jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(labels), _optional(bias)
+    _check_model("linear_cross_entropy", h, w, b)
+    if y.shape != h.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"labels must be int [{h.shape[0]}], got {y.dtype} {y.shape}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    if _check_implementation(implementation):
+        return reference.cross_entropy(h, w, b, y, ignore_index, label_smoothing, z_loss)
+    size = vocabulary.chunk_size(h.shape[0], w.shape[0])
+    options = chunked.Options(ignore_index, label_smoothing, z_loss, precision, size)
+    return chunked.cross_entropy(options, h, w, b, y)
+
+
+def linear_kl(
+    teacher_hidden: ArrayLike,
+    teacher_head: ArrayLike,
+    student_hidden: ArrayLike,
+    student_head: ArrayLike,
+    *,
+    teacher_bias: ArrayLike | None = None,
+    student_bias: ArrayLike | None = None,
+    temperature: float = 1.0,
+    pooling: Pooling = "topk_rest",
+    k: int = 32,
+    implementation: str | None = None,
+    precision: Any = None,
+) -> jax.Array:
+    """KL(teacher || student) of next-token distributions per token, without writing the logits.
+
+    The teacher is under stop_gradient. The two may differ in width, and with 'adaptive_avg' in
+    vocabulary. No factor temperature^2 is applied.
+
+    Args:
+      teacher_hidden: [N, Dt]; teacher_head: [Vt, Dt]; student_hidden: [N, Ds];
+        student_head: [Vs, Ds]; biases [Vt], [Vs].
+      temperature: divides both models' logits.
+      pooling: what the distributions are over. 'full': the vocabulary. 'topk_rest': the
+        teacher's k likeliest outcomes and one for all others. 'adaptive_avg': k bins, logits
+        averaged over runs of neighbouring ids (id v of V falls in bin floor(v k / V)); since
+        pooling commutes with the head, the heads are pooled instead.
+      k: outcomes or bins of a pooled distribution.
+      implementation: 'xla', 'reference' (logits written out), or None for 'xla'.
+      precision: of the matrix products; None is JAX's default for the platform.
+
+    Returns:
+      [N] in float32 or wider, at least 0 up to rounding.
+
+    Raises:
+      ValueError: shapes or options that are wrong.
+    """
+    stop = jax.lax.stop_gradient
+    th, tw, tb = stop(
+        (jnp.asarray(teacher_hidden), jnp.asarray(teacher_head), _optional(teacher_bias))
+    )
+    sh, sw, sb = jnp.asarray(student_hidden), jnp.asarray(student_head), _optional(student_bias)
+    _check_model("linear_kl, teacher", th, tw, tb)
+    _check_model("linear_kl, student", sh, sw, sb)
+    if th.shape[0] != sh.shape[0]:
+        raise ValueError(f"teacher has {th.shape[0]} tokens, student {sh.shape[0]}")
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {POOLINGS}, got {pooling!r}")
+    if pooling != "adaptive_avg" and tw.shape[0] != sw.shape[0]:
+        raise ValueError(
+            f"pooling={pooling!r} needs one vocabulary, got {tw.shape[0]} and {sw.shape[0]} "
+            "outcomes: slice the heads to the shared ids, or use 'adaptive_avg'"
+        )
+    if pooling != "full" and not 1 <= k <= min(tw.shape[0], sw.shape[0]):
+        raise ValueError(f"k must be in 1..{min(tw.shape[0], sw.shape[0])}, got {k}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    teacher, student = _tempered(th, tw, tb, temperature), _tempered(sh, sw, sb, temperature)
+    if _check_implementation(implementation):
+        return reference.pooled_kl(
+            reference.logits(*teacher), reference.logits(*student), pooling, k
+        )
+    n, v = sh.shape[0], sw.shape[0]
+    if pooling == "topk_rest":
+        options = kl.Options(precision, max(k, vocabulary.chunk_size(n, v)))
+        return kl.topk_rest(options, student, kl.teacher_topk(options, teacher, k))
+    if pooling == "adaptive_avg":
+        teacher, student = _pooled(teacher, k), _pooled(student, k)
+    options = kl.Options(precision, vocabulary.token_block(student.head.shape[0]))
+    return kl.full(options, student, teacher)
+
+
+def _tempered(
+    hidden: jax.Array, head: jax.Array, bias: jax.Array | None, temperature: float
+) -> kl.Model:
+    """Logits divided by the temperature, by way of the small factors."""
+    if temperature == 1:
+        return kl.Model(hidden, head, bias)
+    return kl.Model(hidden / temperature, head, None if bias is None else bias / temperature)
+
+
+def _pooled(model: kl.Model, bins: int) -> kl.Model:
+    """Head and bias averaged over runs of neighbouring ids: [V, D] -> [bins, D]."""
+    size = model.head.shape[0]
+    which = jnp.arange(size) * bins // size
+    counts = jnp.bincount(which, length=bins)
+
+    def mean(x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.result_type(jnp.float32, x.dtype))
+        total = jax.ops.segment_sum(wide, which, bins, indices_are_sorted=True)
+        return total / counts.reshape(-1, *[1] * (x.ndim - 1)).astype(wide.dtype)
+
+    bias = None if model.bias is None else mean(model.bias)
+    return kl.Model(model.hidden, mean(model.head), bias)
