@@ -21,7 +21,7 @@ TEST_SPECS = (
     ArgSpec(2, 3, 16),
     ArgSpec(5, 2, 64),
     ArgSpec(13, 3, 33),
-    ArgSpec(37, 4, 48),
+    ArgSpec(37, 3, 48),
     ArgSpec(9, 8, 40),
 )
 

@@ -19,7 +19,7 @@ class Padded(NamedTuple):
     own: jax.Array  # int32 [V], the row of each tuple's own anchor
 
 
-def pad(x: jax.Array, size: int, axis: int, fill: float = 0) -> jax.Array:
+def pad(x: jax.Array, size: int, axis: int, fill: float = 0.0) -> jax.Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, size - x.shape[axis])
     return jnp.pad(x, widths, constant_values=fill)
@@ -36,8 +36,8 @@ def padded(settings: Settings, p: Pairs, u: int, v: int, d: int) -> Padded:
     return Padded(
         a=pad(pad(p.a.astype(settings.operand), u, 0), d, 1),
         square=pad(square, u, 0),
-        least=pad(least, u, 0, fill=1),
+        least=pad(least, u, 0, fill=1.0),
         q=pad(pad(p.q.astype(settings.operand), v, 1), d, 2),
         t=pad(p.t, v, 0),
-        own=pad(own, v, 0, fill=-1),
+        own=pad(own, v, 0, fill=-1.0),
     )

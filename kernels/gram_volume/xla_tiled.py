@@ -44,7 +44,7 @@ def _split(size: int, tile: int) -> tuple[int, int]:
     return count, even if count == 1 else -(-even // 8) * 8
 
 
-def _cut(x: jax.Array, count: int, size: int, axis: int = 0, fill: float = 0) -> jax.Array:
+def _cut(x: jax.Array, count: int, size: int, axis: int = 0, fill: float = 0.0) -> jax.Array:
     """Pads `axis` to count * size and splits it in two."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, count * size - x.shape[axis])
@@ -64,7 +64,7 @@ def cut(p: Pairs, tile: tuple[int, int]) -> Blocks:
     return Blocks(
         a=_cut(p.a, nu, tu),
         square=_cut(square, nu, tu),
-        least=_cut(least, nu, tu, fill=1),  # a padded anchor must not divide by zero
+        least=_cut(least, nu, tu, fill=1.0),  # a padded anchor must not divide by zero
         q=q,
         t=_cut(p.t, nv, tv),
         negatives=negatives,
