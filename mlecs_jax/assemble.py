@@ -55,8 +55,8 @@ def from_samples(
         if config.clients.backend == "shard_map" else 1,
         devices, config.topology.cloud_devices)
     key = jax.random.key(config.model.backbone_seed)
-    slm_backbone = jax.jit(slm.init_backbone)(jax.random.fold_in(key, 0))
-    llm_backbone = jax.jit(llm.init_backbone)(jax.random.fold_in(key, 1))
+    slm_backbone = slm.init_backbone(jax.random.fold_in(key, 0))
+    llm_backbone = llm.init_backbone(jax.random.fold_in(key, 1))
     shared = {"slm": slm_backbone, "public": federation.public, "moments": federation.moments}
     return Setting(
         config=config, federation=federation, topology=topology,

@@ -6,8 +6,6 @@ own encoder with a linear head, trained on one device's share as long as there i
 
 from __future__ import annotations
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ from mlecs_jax.metrics.classification import scores
 from mlecs_jax.models.encoders import Extractor
 from mlecs_jax.predict import map_rows
 from mlecs_jax.setting import Cohort, Setting
-from mlecs_jax.train import draw_batches, fit, optimiser
+from mlecs_jax.train import batch_rows, fit, optimiser, shuffle
 
 STEPS, BATCH, RATE = 1280, 16, 1e-3
 
@@ -66,9 +64,10 @@ def _ceiling(setting: Setting, cohort: Cohort, modality: int) -> float:
             label = jnp.argmax(batch.target[:, :1] == answers, axis=1)
             return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), {}
 
-        index = draw_batches(order, rows.count, rows.target.shape[0], STEPS, BATCH)
-        params, _ = fit(loss, params, functools.partial(batch_of, rows), index, RATE, steps,
-                        transform=optimiser())
+        shuffled = shuffle(order, rows.count, rows.target.shape[0])
+        params, _ = fit(
+            loss, params, lambda i: batch_of(rows, batch_rows(shuffled, rows.count, i, BATCH)),
+            STEPS, RATE, steps, transform=optimiser())
         held_out: Rows = data["held_out"]
         predicted = map_rows(
             lambda i: jnp.argmax(model.apply(

@@ -17,9 +17,8 @@ from jaxtyping import Array, Bool, Int
 from mlecs_jax.data import partition as partitioning
 from mlecs_jax.data.partition import Partition, PartitionConfig
 from mlecs_jax.data.samples import Samples
-from mlecs_jax.models.multimodal import Batch
+from mlecs_jax.models.multimodal import Batch, Leaf
 
-PARTS = ("train", "val", "test")
 
 
 @struct.dataclass
@@ -33,20 +32,22 @@ class Rows:
         not taken away).
       target: int32 ``[…, n, T]`` answer tokens, -1 at padding.
       count: int32 ``[…]``: rows that are samples; the rest is padding.
+      modalities: names in the order of the masks' columns (JAX sorts the keys of ``inputs``).
     """
 
-    inputs: Mapping[str, Array]
-    available: Bool[Array, "*c n M"]
-    target: Int[Array, "*c n T"]
-    count: Int[Array, "*c"]
+    inputs: Mapping[str, Leaf]
+    available: Leaf
+    target: Leaf
+    count: Leaf
+    modalities: tuple[str, ...] = struct.field(pytree_node=False)
 
 
 @struct.dataclass
 class Moments:
     """Per-channel mean and standard deviation of a modality over all training readings."""
 
-    mean: Array
-    std: Array
+    mean: Leaf
+    std: Leaf
 
 
 def gather(
@@ -59,8 +60,8 @@ def gather(
     """
     mask = rows.available[index] & owned
     inputs = {}
-    for i, (name, values) in enumerate(rows.inputs.items()):
-        x = (values[index].astype(jnp.float32) - moments[name].mean) / moments[name].std
+    for i, name in enumerate(rows.modalities):
+        x = (rows.inputs[name][index].astype(jnp.float32) - moments[name].mean) / moments[name].std
         inputs[name] = jnp.where(mask[:, i].reshape(-1, *(1,) * (x.ndim - 1)), x, 0.0)
     return Batch(inputs=inputs, mask=mask, target=rows.target[index])
 
@@ -156,7 +157,7 @@ def build(
 
 def _rows(samples: Samples, target: np.ndarray, rows: np.ndarray, available: np.ndarray) -> Rows:
     return Rows(inputs={name: x[rows] for name, x in samples.inputs.items()}, available=available,
-                target=target[rows], count=np.int32(len(rows)))
+                target=target[rows], count=np.int32(len(rows)), modalities=samples.modalities)
 
 
 def _stack(
@@ -168,7 +169,8 @@ def _stack(
     padded = np.stack([np.pad(rows, (0, longest - len(rows)), mode="wrap") for rows in shares])
     masks = np.stack([np.pad(a, ((0, longest - len(a)), (0, 0)), mode="wrap") for a in available])
     return Rows(inputs={name: x[padded] for name, x in samples.inputs.items()}, available=masks,
-                target=target[padded], count=np.array([len(r) for r in shares], np.int32))
+                target=target[padded], count=np.array([len(r) for r in shares], np.int32),
+                modalities=samples.modalities)
 
 
 def _moments(samples: Samples, rows: np.ndarray) -> dict[str, Moments]:

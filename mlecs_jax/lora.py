@@ -12,16 +12,19 @@ kernel is never copied nor merged, so any number of clients can share one backbo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mlecs_jax.errors import UserError
+from mlecs_jax.models import initial
 
 Params = dict[str, Any]
 Lora = dict[str, Any]
@@ -45,8 +48,8 @@ def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int)
     """A LoRA tree for every kernel of ``params`` whose layer path matches one of ``targets``.
 
     Args:
-      key: PRNG key; a leaf's values depend on its path, not on how many layers match.
-      params: frozen parameters with ``kernel`` leaves ``[…stack, d_in, *d_out]`` (a leading
+      key: PRNG key.
+      params: frozen parameters, or their shapes, with ``kernel`` leaves ``[…stack, d_in, *d_out]`` (a leading
         ``stack`` axis exists for layers under ``blocks``, which are scanned over).
       targets: regular expressions searched in the '/'-joined layer path, e.g. ``('c_attn$',)``.
       rank: r ≥ 1.
@@ -61,7 +64,8 @@ def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int)
         raise UserError(f"lora.rank is {rank}; give a rank of 1 or more")
     kernels = {path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(params).items()
                if path[-1] == "kernel"}
-    lora: dict[tuple[str, ...], Array] = {}
+    generator = initial.rng(key)
+    lora: dict[tuple[str, ...], np.ndarray] = {}
     for target in targets:
         matches = [path for path in kernels if re.search(target, "/".join(path))]
         if not matches:
@@ -70,10 +74,9 @@ def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int)
         for path in matches:
             stack = kernels[path].shape[:1] if path[0] == "blocks" else ()
             d_in, *d_out = kernels[path].shape[len(stack):]
-            layer_key = jax.random.fold_in(key, _path_hash(path))
-            a = jax.random.normal(layer_key, (*stack, d_in, rank)) / math.sqrt(d_in)
-            lora[(*path, "a")] = a
-            lora[(*path, "b")] = jnp.zeros((*stack, rank, *d_out))
+            a = generator.standard_normal((*stack, d_in, rank), np.float32) / math.sqrt(d_in)
+            lora[(*path, "a")] = a.astype(np.float32)
+            lora[(*path, "b")] = np.zeros((*stack, rank, *d_out), np.float32)
     return traverse_util.unflatten_dict(lora)
 
 
@@ -97,8 +100,8 @@ def merge(params: Params, lora: Lora, alpha: float) -> Params:
     for path, a in adapters.items():
         if path[-1] == "a":
             b = adapters[(*path[:-1], "b")]
-            product = jnp.tensordot if a.ndim == 2 else jax.vmap(lambda x, y: jnp.tensordot(x, y, 1))
-            delta = product(a, b, 1) if a.ndim == 2 else product(a, b)
+            product = functools.partial(jnp.tensordot, axes=1)
+            delta = product(a, b) if a.ndim == 2 else jax.vmap(product)(a, b)
             kernel = (*path[:-1], "kernel")
             flat[kernel] = flat[kernel] + (alpha / a.shape[-1]) * delta.astype(flat[kernel].dtype)
     return traverse_util.unflatten_dict(flat)
@@ -108,10 +111,3 @@ def count(tree: Any) -> int:
     """Number of scalars in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
-
-def _path_hash(path: tuple[str, ...]) -> int:
-    """A stable 31-bit number for a path (Python's own hash is salted per process)."""
-    value = 0
-    for byte in "/".join(path).encode():
-        value = (value * 131 + byte) % (2**31 - 1)
-    return value

@@ -122,14 +122,12 @@ class Setting:
         LoRA that of the server."""
         stacked = []
         for cohort in self.cohorts:
-            def init(key, model=cohort.model):
-                return model.init(key, self.edge["slm"], self.example_inputs())
-
-            drawn = jax.jit(jax.vmap(init))(self.client_keys(key, cohort))
-            check_same_lora(lora, jax.tree.map(lambda x: x[0], drawn["lora"]))
-            common = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(cohort.clients), *x.shape)),
-                                  lora)
-            stacked.append(self.topology.to_edge(drawn | {"lora": common}, per_client=True))
+            drawn = [cohort.model.init(jax.random.fold_in(key, client), self.edge["slm"],
+                                       self.example_inputs()) for client in cohort.clients]
+            check_same_lora(lora, drawn[0]["lora"])
+            stack = jax.tree.map(lambda *leaves: np.stack(leaves),
+                                 *(params | {"lora": lora} for params in drawn))
+            stacked.append(self.topology.to_edge(stack, per_client=True))
         return tuple(stacked)
 
 

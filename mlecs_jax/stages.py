@@ -17,23 +17,43 @@ from mlecs_jax.lora import Params
 from mlecs_jax.models.multimodal import Batch, MultimodalModel
 from mlecs_jax.predict import map_rows
 from mlecs_jax.setting import Setting
-from mlecs_jax.train import draw_batches, fit, optimiser, per_learner
+from mlecs_jax.train import batch_rows, fit, optimiser, per_learner, shuffle
 
 
-def ccl_stage(setting: Setting, model: MultimodalModel, shared, params: Params, device):
-    """Collaborative contrastive learning of one device on D′ (Eqs. 6–8).
+def device_stage(setting: Setting, model: MultimodalModel, shared, params: Params, device):
+    """A training stage of one device: CCL on public rows, or AMT on its private ones (Eqs. 6–8).
 
-    ``shared``: backbone ``slm``, ``public`` rows, ``anchors [n, d]``, ``moments``, ``rates``,
-    ``weights``; ``device``: ``owned [M]``, ``key``, and ``public_available [n, M]`` or None.
+    CCL minimises L_lb + w · ½ (L_A2O + L_O2A), the volume contrast of the device's modality
+    vectors around the received anchors; AMT minimises L_lb. Which rows, how many steps, w and the
+    rates are traced: one compiled program serves both, and every baseline's local training.
+
+    Args:
+      shared: backbone ``slm``, ``public`` rows and their ``anchors [n, d]``, ``moments``,
+        ``on_public`` (bool), ``steps``, ``rates`` and ``weights`` {'volume': w}.
+      device: ``train`` rows, ``owned [M]``, ``key``, and ``public_available [n, M]`` or None.
     """
     options = setting.config
-    public: Rows = shared["public"]
+    public, private, owned = shared["public"], device["train"], device["owned"]
     if device["public_available"] is not None:
-        public = public.replace(available=public.available & device["public_available"])
-    order, steps = jax.random.split(device["key"])
+        public = public.replace(available=device["public_available"])
+    public_key, private_key, steps_key = jax.random.split(device["key"], 3)
+    orders = [shuffle(key, rows.count, rows.target.shape[0])
+              for key, rows in ((public_key, public), (private_key, private))]
 
-    def batch_at(index):
-        return (gather(public, device["owned"], shared["moments"], index), shared["anchors"][index])
+    def batch_at(step):
+        def rows_of(rows: Rows, order):
+            index = batch_rows(order, rows.count, step, options.train.batch_size)
+            return gather(rows, owned, shared["moments"], index), index
+
+        def on_public():
+            batch, index = rows_of(public, orders[0])
+            return batch, shared["anchors"][index]
+
+        def on_private():
+            batch, _ = rows_of(private, orders[1])
+            return batch, jnp.zeros_like(shared["anchors"][:options.train.batch_size])
+
+        return jax.lax.cond(shared["on_public"], on_public, on_private)
 
     def loss(params, batch_and_anchors, key):
         batch, anchors = batch_and_anchors
@@ -46,28 +66,8 @@ def ccl_stage(setting: Setting, model: MultimodalModel, shared, params: Params, 
             negatives_mask=negatives(batch, batch.mask.any(1), options.ccl.negatives))
         return lm + shared["weights"]["volume"] * volume, {"lm": lm, "volume": volume}
 
-    index = draw_batches(order, public.count, public.target.shape[0], options.train.ccl_steps,
-                         options.train.batch_size)
-    return fit(loss, params, batch_at, index, shared["rates"], steps,
+    return fit(loss, params, batch_at, shared["steps"], shared["rates"], steps_key,
                transform=optimiser(options.train.clip))
-
-
-def amt_stage(setting: Setting, model: MultimodalModel, shared, params: Params, device):
-    """Adaptive multimodal tuning of one device on its private rows: L_lb alone."""
-    options = setting.config
-    rows: Rows = device["train"]
-    order, steps = jax.random.split(device["key"])
-
-    def loss(params, batch: Batch, key):
-        _, fused = model.represent(params, batch.inputs, batch.mask)
-        logits = model.answer(shared["slm"], params, fused, batch.target, key)
-        lm = losses.language_modelling(logits, batch.target)
-        return lm, {"lm": lm}
-
-    index = draw_batches(order, rows.count, rows.target.shape[0], options.train.amt_steps,
-                         options.train.batch_size)
-    return fit(loss, params, functools.partial(gather, rows, device["owned"], shared["moments"]),
-               index, shared["rates"], steps, transform=optimiser(options.train.clip))
 
 
 def fuse_public(llm: MultimodalModel, cloud, params: Params):
@@ -88,12 +88,22 @@ def se_ccl_stage(setting: Setting, shared, server: dict[str, Params], key: jax.A
     its own modalities around a randomly drawn anchor modality, and from the SLM's answers. The
     SLM learns its generator and LoRA from L_lb on the same fused representation and from the
     LLM's answers. Each learner clips and adapts its own gradient.
+
+    Args:
+      shared: backbones ``llm`` and ``slm``, ``public`` rows, ``moments``, ``steps``, ``rates`` per
+        learner and ``weights`` per loss term.
+      server: trainable groups of the learners ``llm`` and ``slm``.
     """
     options = setting.config
     public: Rows = shared["public"]
     every = jnp.ones(public.available.shape[-1], bool)
     weights = shared["weights"]
-    order, steps = jax.random.split(key)
+    order_key, steps_key = jax.random.split(key)
+    order = shuffle(order_key, public.count, public.target.shape[0])
+
+    def batch_at(step):
+        index = batch_rows(order, public.count, step, options.train.batch_size)
+        return gather(public, every, shared["moments"], index)
 
     def loss(learners, batch: Batch, key):
         anchor_key, llm_key, slm_key = jax.random.split(key, 3)
@@ -120,10 +130,8 @@ def se_ccl_stage(setting: Setting, shared, server: dict[str, Params], key: jax.A
                  "kt_slm": transfer(llm_logits, slm_logits)}
         return sum(weights[name] * term for name, term in terms.items()), terms
 
-    index = draw_batches(order, public.count, public.target.shape[0], options.train.server_steps,
-                         options.train.batch_size)
-    return fit(loss, server, functools.partial(gather, public, every, shared["moments"]), index,
-               shared["rates"], steps, transform=per_learner(optimiser(options.train.clip)))
+    return fit(loss, server, batch_at, shared["steps"], shared["rates"], steps_key,
+               transform=per_learner(optimiser(options.train.clip)))
 
 
 def negatives(batch: Batch, usable: jax.Array, rule: str) -> jax.Array:

@@ -41,21 +41,22 @@ def per_learner(transform: optax.GradientTransformation) -> optax.GradientTransf
 def fit(
     loss_fn: LossFn,
     params: Tree,
-    batch_at: Callable[[Int[Array, " B"]], Tree],
-    indices: Int[Array, "steps B"],
+    batch_at: Callable[[Int[Array, ""]], Tree],
+    steps: int | Int[Array, ""],
     rates: Tree,
     key: PRNGKeyArray,
     *,
     transform: optax.GradientTransformation,
 ) -> tuple[Tree, dict[str, Float[Array, ""]]]:
-    """A stage: as many steps as there are rows of ``indices``, with a fresh optimiser.
+    """A stage of training: ``steps`` steps with a fresh optimiser, as one compiled loop.
 
     Args:
       loss_fn: ``(params, batch, key) → (loss, {name: scalar})``.
-      batch_at: gathers the batch of given sample indices.
+      batch_at: the batch of a step, by its number.
+      steps: how many, at least 1; traced, as are the rates, so that stages of any length, learning
+        rate schedules and ablations reuse one compiled program.
       rates: learning rate of each parameter group, a prefix of the tree ``params``; 0 freezes a
-        group, and its gradient is dropped *before* the global norm is taken. Traced, so that
-        schedules and ablations reuse one compiled program.
+        group, and its gradient is dropped *before* the global norm is taken.
       key: step i uses ``fold_in(key, i)``.
 
     Returns:
@@ -63,34 +64,31 @@ def fit(
     """
     rates = jax.tree.broadcast(rates, params)
 
-    def step(carry, inputs):
-        params, state = carry
-        i, rows = inputs
+    def step(i, carry):
+        params, state, sums = carry
         grads, diagnostics = jax.grad(loss_fn, has_aux=True)(
-            params, batch_at(rows), jax.random.fold_in(key, i))
+            params, batch_at(i), jax.random.fold_in(key, i))
         grads = jax.tree.map(lambda g, rate: jnp.where(rate > 0, g, 0.0), grads, rates)
         direction, state = transform.update(grads, state)
         params = jax.tree.map(lambda p, u, rate: p - rate * u, params, direction, rates)
-        return (params, state), diagnostics
+        return params, state, jax.tree.map(jnp.add, sums, diagnostics)
 
-    steps = jnp.arange(len(indices))
-    (params, _), diagnostics = jax.lax.scan(
-        step, (params, transform.init(params)), (steps, indices))
-    return params, jax.tree.map(jnp.mean, diagnostics)
+    names = jax.eval_shape(loss_fn, params, jax.eval_shape(batch_at, 0), key)[1]
+    sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), names)
+    params, _, sums = jax.lax.fori_loop(0, steps, step, (params, transform.init(params), sums))
+    return params, jax.tree.map(lambda x: x / steps, sums)
 
 
-def draw_batches(
-    key: PRNGKeyArray, count: Int[Array, ""], capacity: int, steps: int, batch_size: int
-) -> Int[Array, "steps B"]:
-    """Sample indices for a stage: one random pass over the samples, begun again when it ends.
+def shuffle(key: PRNGKeyArray, count: Int[Array, ""], capacity: int) -> Int[Array, " n"]:
+    """A random order of row numbers 0…count-1, followed by those of padding rows."""
+    return jnp.argsort(jax.random.uniform(key, (capacity,)) + (jnp.arange(capacity) >= count))
 
-    Args:
-      count: number of real samples, at most ``capacity`` (stacked clients are padded to one
-        length; a padded row is never drawn).
-    """
-    order = jnp.argsort(jax.random.uniform(key, (capacity,)) + (jnp.arange(capacity) >= count))
-    position = jnp.arange(steps * batch_size) % count
-    return order[position].reshape(steps, batch_size)
+
+def batch_rows(
+    order: Int[Array, " n"], count: Int[Array, ""], step: Int[Array, ""], batch_size: int
+) -> Int[Array, " B"]:
+    """Row numbers of a step: one pass over the shuffled rows, begun again when it ends."""
+    return order[(step * batch_size + jnp.arange(batch_size)) % count]
 
 
 def decayed(rate: float, final_fraction: float, round_index: int, rounds: int) -> float:

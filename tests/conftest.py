@@ -13,7 +13,16 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("mlecs_jax", "beartype.beartype")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory) -> None:
+    """Programs compiled once a session: tests that differ in traced values alone share them."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,11 @@ absence.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 
 from mlecs_jax.data.samples import Samples
 from mlecs_jax.errors import UserError
-
-Schedule = Literal["static", "per_round", "per_sample"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +39,9 @@ class PartitionConfig:
     num_clients: int = 3
     rho: float = 0.8
     seed: int = 0
-    split: Literal["frame", "sequence"] = "frame"
-    mask_schedule: Schedule = "static"
-    mask_draw: Literal["bernoulli", "stratified"] = "bernoulli"
+    split: str = "frame"
+    mask_schedule: str = "static"
+    mask_draw: str = "bernoulli"
     public_fraction: float = 0.25
     val_fraction: float = 0.1
     test_fraction: float = 0.1

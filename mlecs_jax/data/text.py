@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ ANSWERS = string.digits + string.ascii_letters  # one distinct token per class i
 PADDING = -1  # in targets; never a token id
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the program needs of a tokenizer (a transformers tokenizer offers it too)."""
 

@@ -26,7 +26,7 @@ from mlecs_jax.lora import Lora, Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.predict import Predictor
 from mlecs_jax.setting import Setting
-from mlecs_jax.stages import amt_stage, ccl_stage, fuse_public, se_ccl_stage
+from mlecs_jax.stages import device_stage, fuse_public, se_ccl_stage
 from mlecs_jax.train import decayed
 
 CCL, AMT, SE_CCL = range(3)  # stage numbers, folded into keys
@@ -51,9 +51,8 @@ def build(setting: Setting) -> Method:
     """ML-ECS over a setting; ablations are ``config.method.{ccl,mma,se_ccl,kt}``."""
     options, topology = setting.config, setting.topology
     fuse = jax.jit(functools.partial(fuse_public, setting.llm))
-    run_ccl = setting.on_devices(ccl_stage)
-    run_amt = setting.on_devices(amt_stage)
-    run_se_ccl = jax.jit(functools.partial(se_ccl_stage, setting), donate_argnums=1)
+    train_devices = setting.on_devices(device_stage)
+    train_server = jax.jit(functools.partial(se_ccl_stage, setting), donate_argnums=1)
     predict = Predictor(setting)
 
     def init(key: jax.Array) -> State:
@@ -74,10 +73,13 @@ def build(setting: Setting) -> Method:
         # 1. Fused omni-modal representations s' of the public samples, to every device.
         anchors = topology.to_edge(fuse(setting.cloud, state.server["llm"]))
         # 2. CCL on public data.
-        devices, ccl = run_ccl(devices, r, keys[CCL], anchors=anchors,
-                               rates=ccl_rates(options, rate), weights=ccl_weights(options))
+        devices, ccl = train_devices(
+            devices, r, keys[CCL], on_public=True, anchors=anchors, steps=options.train.ccl_steps,
+            rates=ccl_rates(options, rate), weights=ccl_weights(options))
         # 3. AMT on private data.
-        devices, amt = run_amt(devices, r, keys[AMT], rates=amt_rates(options, rate))
+        devices, amt = train_devices(
+            devices, r, keys[AMT], on_public=False, anchors=anchors, steps=options.train.amt_steps,
+            rates=amt_rates(options, rate), weights={"volume": 0.0})
         # 4. Upload LoRA and modality counts.
         uploads = topology.to_cloud({
             "lora": setting.join([params["lora"] for params in devices]),
@@ -88,14 +90,15 @@ def build(setting: Setting) -> Method:
         slm_lora = aggregate.weighted_mean(uploads["lora"], weights)
         # 6. SE-CCL, Eqs. 14–16.
         server = {"llm": state.server["llm"], "slm": state.server["slm"] | {"lora": slm_lora}}
-        shared = setting.cloud | {"rates": se_ccl_rates(options, rate),
+        shared = setting.cloud | {"steps": options.train.server_steps,
+                                  "rates": se_ccl_rates(options, rate),
                                   "weights": se_ccl_weights(options)}
-        server, se_ccl = run_se_ccl(shared, server, topology.to_cloud(keys[SE_CCL]))
+        server, se_ccl = train_server(shared, server, topology.to_cloud(keys[SE_CCL]))
         # 7. Broadcast.
         broadcast = topology.to_edge(server["slm"]["lora"])
 
         return (State(devices=devices, server=server, broadcast=broadcast),
-                {"devices": {"ccl": ccl, "amt": amt}, "server": {"se_ccl": se_ccl}})
+                {"devices": {"ccl": ccl, "amt": {"lm": amt["lm"]}}, "server": {"se_ccl": se_ccl}})
 
     def evaluate(state: State, r: int) -> Predictions:
         overwritten = overwrite_lora(state.devices, state.broadcast)

@@ -73,16 +73,15 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d_in"], *, deterministic: bool) -> Array:
         features = (self.features,) if isinstance(self.features, int) else self.features
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0,
-                                                out_axis=tuple(range(1, len(features) + 1)))
-        kernel = self.param("kernel", init, (x.shape[-1], *features))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=0),
+                            (x.shape[-1], *features))
         y = jnp.tensordot(x, kernel.astype(x.dtype), axes=1)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, features).astype(x.dtype)
         if self.has_variable("lora", "a"):
             a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
             dropped = nn.Dropout(self.lora_config.dropout)(x, deterministic=deterministic)
-            y = y + lora.side_path(dropped, a.astype(x.dtype), b.astype(x.dtype),
+            y = y + lora.side_path(dropped, jnp.asarray(a, x.dtype), jnp.asarray(b, x.dtype),
                                    self.lora_config.alpha)
         return y
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import einops
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -21,12 +22,14 @@ class VectorEncoder(nn.Module):
         return nn.Dense(self.latent)(x)
 
 
-def strided_patches(x: Float[Array, "B Y X C"]) -> Float[Array, "B Y/2 X/2 9*C"]:
-    """3×3 patches at stride 2 with zero padding: a convolution's receptive fields as rows.
+def blocks(x: Float[Array, "B Y X C"], size: int) -> Float[Array, "B y x c"]:
+    """Non-overlapping ``size``×``size`` blocks as channels, c = size² C; borders are zero-padded."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, -x.shape[2] % size), (0, 0)))
+    return einops.rearrange(x, "b (y i) (x j) c -> b y x (i j c)", i=size, j=size)
 
-    Convolving by patches and one matrix product keeps the encoder fast under ``vmap`` over
-    clients, which would turn a native convolution into a grouped one.
-    """
+
+def strided_patches(x: Float[Array, "B Y X C"]) -> Float[Array, "B y x c"]:
+    """3×3 patches at stride 2, zero-padded, c = 9 C: the receptive fields of a convolution."""
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jnp.concatenate(
@@ -34,16 +37,21 @@ def strided_patches(x: Float[Array, "B Y X C"]) -> Float[Array, "B Y/2 X/2 9*C"]
 
 
 class ImageEncoder(nn.Module):
-    """A small CNN: three 3×3 stride-2 convolutions (GELU, LayerNorm), flatten, Linear."""
+    """A small CNN: 4×4 patch stem, 3×3 stride-2 convolutions down to 4×4 or less, then a head.
+
+    A convolution is a gather of patches and one matrix product, which stays fast under ``vmap``
+    over clients; a native one would become a grouped convolution there.
+    """
 
     hidden: int
     latent: int
-    channels: tuple[int, ...] = (16, 32, 64)
+    channels: tuple[int, int] = (32, 64)
 
     @nn.compact
     def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B d"]:
-        for channels in self.channels:
-            x = nn.LayerNorm()(nn.gelu(nn.Dense(channels)(strided_patches(x))))
+        x = nn.relu(nn.Dense(self.channels[0])(blocks(x, 4)))
+        while max(x.shape[1:3]) > 4:
+            x = nn.relu(nn.Dense(self.channels[1])(strided_patches(x)))
         x = x.reshape(x.shape[0], -1)
         return VectorEncoder(self.hidden, self.latent, name="head")(x)
 

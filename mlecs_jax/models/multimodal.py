@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,13 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mlecs_jax import lora
 from mlecs_jax.lora import Params
+from mlecs_jax.models import initial
 from mlecs_jax.models.connector import Connector, PromptGenerator
 from mlecs_jax.models.decoder import Decoder
 from mlecs_jax.models.encoders import Extractor
+
+
+Leaf = Any  # an array, or whatever JAX puts in its place while it maps over a tree
 
 
 @struct.dataclass
@@ -36,9 +41,9 @@ class Batch:
       target: int32 ``[B, T]``, answer tokens, -1 at padding.
     """
 
-    inputs: Mapping[str, Array]
-    mask: Bool[Array, "B M"]
-    target: Int[Array, "B T"]
+    inputs: Mapping[str, Leaf]
+    mask: Leaf
+    target: Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +64,27 @@ class MultimodalModel:
     lora_rank: int
 
     def init_backbone(self, key: PRNGKeyArray) -> Params:
-        """Seeded frozen backbone parameters."""
-        return self.decoder.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        """Seeded frozen backbone parameters, on the host."""
+        return initial.draw(
+            lambda key: self.decoder.init(key, jnp.zeros((1, 1), jnp.int32)), key,
+            embedding_std=self.decoder.config.embedding_std)
 
     def init(self, key: PRNGKeyArray, backbone: Params, inputs: Mapping[str, Array]) -> Params:
-        """Trainable groups; ``inputs`` is one batch (any size) that fixes the input shapes."""
+        """Trainable groups, on the host.
+
+        Args:
+          backbone: frozen parameters, or their shapes.
+          inputs: one batch of any size, which fixes the input shapes.
+        """
         keys = jax.random.split(key, 4)
         batch = len(next(iter(inputs.values())))
         encoded = jnp.zeros((batch, len(inputs), self.extractor.latent))
         mask = jnp.ones((batch, len(inputs)), bool)
         return {
-            "extractor": self.extractor.init(keys[0], inputs)["params"],
-            "connector": self.connector.init(keys[1], encoded, mask)["params"],
-            "generator": self.generator.init(keys[2], encoded[:, 0], deterministic=True)["params"],
+            "extractor": initial.draw(lambda k: self.extractor.init(k, inputs), keys[0]),
+            "connector": initial.draw(lambda k: self.connector.init(k, encoded, mask), keys[1]),
+            "generator": initial.draw(
+                lambda k: self.generator.init(k, encoded[:, 0], deterministic=True), keys[2]),
             "lora": lora.init(keys[3], backbone, self.lora_targets, self.lora_rank),
         }
 

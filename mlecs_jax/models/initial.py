@@ -1,0 +1,51 @@
+"""Seeded initial parameters, drawn on the host.
+
+Only the shapes of a model are traced; values come from NumPy's counter-based generator. Compiling
+JAX's samplers for every leaf shape would cost more than a short training run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jaxtyping import PRNGKeyArray
+
+Params = dict[str, Any]
+TABLES = ("wte", "wpe", "lm_head")  # embeddings and heads, [rows, d]
+
+
+def draw(
+    init: Callable[[PRNGKeyArray], Any], key: PRNGKeyArray, *, embedding_std: float = 0.02
+) -> Params:
+    """Parameters with the shapes of ``init(key)['params']``.
+
+    Kernels ``[d_in, *d_out]`` are normal with standard deviation 1/√d_in (a leading layer axis
+    under ``blocks`` is not counted), embedding tables normal with ``embedding_std``, scales one,
+    biases zero.
+    """
+    shapes = traverse_util.flatten_dict(jax.eval_shape(init, key)["params"])
+    generator = rng(key)
+    params = {}
+    for path in sorted(shapes):
+        shape, name = shapes[path].shape, path[-1]
+        if name == "kernel":
+            d_in = shape[1 if path[0] == "blocks" else 0]
+            value = generator.standard_normal(shape, np.float32) / math.sqrt(d_in)
+        elif name in TABLES:
+            value = generator.standard_normal(shape, np.float32) * embedding_std
+        elif name == "scale":
+            value = np.ones(shape, np.float32)
+        else:
+            value = np.zeros(shape, np.float32)
+        params[path] = value.astype(np.float32)
+    return traverse_util.unflatten_dict(params)
+
+
+def rng(key: PRNGKeyArray) -> np.random.Generator:
+    """A NumPy generator seeded by a JAX key."""
+    return np.random.Generator(np.random.Philox(np.asarray(jax.random.key_data(key)).tolist()))

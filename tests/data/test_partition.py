@@ -1,0 +1,97 @@
+"""Who owns what: shares, leak-free sequence splits, modality draws."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mlecs_jax.data.partition import PartitionConfig, ownership, partition, sample_mask
+from mlecs_jax.errors import UserError
+from tests.small import samples
+
+PARTS = ("train", "val", "test")
+
+
+def rows_of(share):
+    return np.concatenate([getattr(share, part) for part in PARTS])
+
+
+def test_frame_split_deals_every_sample_once():
+    split = partition(samples(240), PartitionConfig(num_clients=3))
+    dealt = np.concatenate([rows_of(s) for s in (split.public, *split.devices)])
+    assert sorted(dealt) == list(range(240))
+    assert len(rows_of(split.public)) == 60
+    assert [len(rows_of(s)) for s in split.devices] == [60, 60, 60]
+    assert [len(getattr(split.devices[0], part)) for part in PARTS] == [48, 6, 6]
+
+
+@pytest.mark.parametrize("num_clients", [1, 3, 40])
+def test_sequence_split_holds_out_whole_sequences_for_every_node(num_clients):
+    data = samples(480, groups=24)
+    data = dataclasses.replace(data, strata=(data.groups % 2).astype(np.int32))
+    split = partition(data, PartitionConfig(num_clients=num_clients, split="sequence"))
+    shares = (split.public, *split.devices)
+    groups = {part: {g for s in shares for g in data.groups[getattr(s, part)]} for part in PARTS}
+    assert not groups["train"] & groups["test"] and not groups["train"] & groups["val"]
+    assert not groups["val"] & groups["test"]
+    assert {data.strata[s] for s in split.public.test} == {0, 1}
+    trained = np.concatenate([s.train for s in shares])
+    assert len(set(trained)) == len(trained)
+    assert abs(len(split.public.train) / len(trained) - 0.25) < 0.1
+
+
+def test_partition_depends_on_its_own_seed_alone():
+    a, b, c = (partition(samples(), PartitionConfig(seed=seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a.public.train, b.public.train)
+    assert not np.array_equal(a.public.train, c.public.train)
+
+
+def test_device_column_rules():
+    data = samples(240)
+    devices = np.arange(240, dtype=np.int32) % 4 - 1
+    split = partition(dataclasses.replace(data, devices=devices), PartitionConfig(num_clients=-1))
+    assert len(split.devices) == 3
+    assert set(devices[rows_of(split.devices[2])]) == {2} and set(devices[split.public.val]) == {-1}
+    with pytest.raises(UserError, match="names 3 devices, partition.num_clients is 5"):
+        partition(dataclasses.replace(data, devices=devices), PartitionConfig(num_clients=5))
+    with pytest.raises(UserError, match="no sample is public"):
+        partition(dataclasses.replace(data, devices=np.abs(devices)),
+                  PartitionConfig(num_clients=-1))
+    with pytest.raises(UserError, match="no device column"):
+        partition(data, PartitionConfig(num_clients=-1))
+
+
+def test_too_many_devices_are_named():
+    with pytest.raises(UserError, match="too few for 100 devices"):
+        partition(samples(120), PartitionConfig(num_clients=100))
+
+
+def test_ownership_axes_and_at_least_one_modality():
+    static = ownership(PartitionConfig(num_clients=2000, rho=0.5), 2000, 3, rounds=7)
+    assert static.shape == (1, 2000, 1, 3) and static.any(-1).all()
+    # P(owned | at least one) = .5 / (1 − .5³)
+    np.testing.assert_allclose(static.mean(), 0.5 / 0.875, atol=0.02)
+    moving = ownership(PartitionConfig(rho=0.5, mask_schedule="per_round"), 3, 3, rounds=50)
+    assert moving.shape == (50, 3, 1, 3) and moving.any(-1).all()
+    assert len(np.unique(moving.reshape(50, -1), axis=0)) > 10
+
+
+def test_stratified_draw_gives_each_modality_its_owners():
+    owned = ownership(PartitionConfig(num_clients=10, rho=0.5, mask_draw="stratified"), 10, 3, 1)
+    counts = owned[0, :, 0].sum(0)
+    assert owned.any(-1).all() and (counts >= 5).all() and counts.sum() <= 15 + 3
+
+
+def test_sample_masks_vary_by_sample_only_where_asked():
+    assert sample_mask(PartitionConfig(), 0, 0, 10, 3) is None
+    mask = sample_mask(PartitionConfig(rho=0.5, mask_schedule="per_sample"), 0, 0, 100, 3)
+    assert mask.shape == (100, 3) and mask.any(-1).all() and 0.4 < mask.mean() < 0.75
+
+
+@pytest.mark.parametrize("option,value,message", [
+    ("num_clients", 0, "partition.num_clients is 0"), ("rho", 0.0, r"in \(0, 1\]"),
+    ("rho", 1.5, r"in \(0, 1\]"), ("split", "video", "use frame or sequence"),
+    ("mask_schedule", "daily", "static or per_round"), ("val_fraction", 0.7, "share in")])
+def test_bad_options_are_named(option, value, message):
+    with pytest.raises(UserError, match=message):
+        PartitionConfig(**{option: value})

@@ -1,0 +1,153 @@
+"""Algorithm 1: what a round moves, what it leaves alone, and that placement changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlecs_jax import aggregate, assemble, lora, methods
+from mlecs_jax.errors import UserError
+from tests.small import config, samples
+
+KEY = jax.random.key(0)
+
+
+def build(devices=1, **overrides):
+    setting = assemble.from_samples(config(**overrides), samples(), jax.devices()[:devices])
+    method = methods.build(setting)
+    return setting, method, method.init(KEY)
+
+
+def run(method, state, rounds=2):
+    for r in range(rounds):
+        state, diagnostics = method.round(state, r, KEY)
+    return jax.device_get(state), jax.device_get(diagnostics)
+
+
+def moved(before, after):
+    return any(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after),
+                                              strict=True))
+
+
+def assert_close(a, b, atol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol), a, b)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Two rounds on one device."""
+    return run(*build()[1:])
+
+
+def test_first_round_moves_what_the_paper_trains_and_nothing_else():
+    setting, method, state = build()
+    before = jax.device_get(state)
+    after, _ = run(method, state, rounds=1)
+    for group in ("extractor", "connector", "generator", "lora"):
+        assert moved(before.devices[0][group], after.devices[0][group])
+        assert moved(before.server["llm"][group], after.server["llm"][group])
+    assert moved(before.server["slm"]["generator"], after.server["slm"]["generator"])
+    assert_close(after.broadcast, after.server["slm"]["lora"])
+    assert jax.tree.leaves(setting.edge["slm"])[0].shape  # the backbone is still there, unstacked
+    assert lora.count(setting.edge["slm"]) == lora.count(
+        setting.slm.init_backbone(jax.random.key(1)))
+
+
+def test_amt_leaves_the_connector_alone_and_absent_encoders_do_not_move():
+    setting, method, state = build(**{"train.ccl_steps": 1, "partition.rho": 0.4,
+                                      "partition.seed": 3})
+    owned = setting.federation.owned_at(0)
+    assert not owned.all()
+    before = jax.device_get(state).devices[0]
+    after = run(method, state, rounds=1)[0].devices[0]
+    for j, sets in enumerate(owned):
+        for name, has in zip(setting.federation.modalities, sets, strict=True):
+            own = [jax.tree.map(lambda x, j=j: x[j], params["extractor"][name])
+                   for params in (before, after)]
+            assert moved(*own) == has, (j, name)
+
+
+def test_uplink_is_lora_and_one_count(reference):
+    setting, method, state = build()
+    sent = method.communication(state)
+    assert sent["uplink"] == 4 * lora.count(state.broadcast) + 4
+    public = len(setting.federation.partition.public.train)
+    assert sent["downlink"] == 4 * lora.count(state.broadcast) + 4 * 8 * public
+    assert set(reference[0].server["slm"]) == {"generator", "lora"}
+
+
+def test_without_se_ccl_the_aggregate_goes_back_unchanged():
+    setting, method, state = build(**{"method.se_ccl": False})
+    after, diagnostics = run(method, state, rounds=1)
+    weights = aggregate.modality_weights(jnp.asarray(setting.federation.owned_at(0)))
+    expected = aggregate.weighted_mean(after.devices[0]["lora"], weights)
+    assert_close(after.broadcast, expected, atol=1e-7)
+    del diagnostics
+
+
+def test_without_mma_devices_weigh_the_same():
+    _, method, state = build(**{"method.se_ccl": False, "method.mma": False,
+                                "partition.rho": 0.5})
+    after, _ = run(method, state, rounds=1)
+    expected = jax.tree.map(lambda x: x.mean(0), after.devices[0]["lora"])
+    assert_close(after.broadcast, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("ablation", ["ccl", "kt"])
+def test_other_ablations_change_the_result(ablation, reference):
+    after, _ = run(*build(**{f"method.{ablation}": False})[1:])
+    part = "devices" if ablation == "ccl" else "server"
+    assert moved(getattr(reference[0], part), getattr(after, part))
+
+
+@pytest.mark.parametrize("options,devices", [
+    ({"clients.backend": "loop"}, 1), ({"clients.chunk": 2}, 1), ({"clients.chunk": 3}, 1),
+    ({}, 3), ({"clients.backend": "shard_map"}, 8)])
+def test_back_ends_and_meshes_agree(options, devices, reference):
+    """Losses to 1e-5; parameters only loosely, since Adam amplifies rounding of tiny gradients."""
+    setting, method, state = build(devices, **options)
+    assert setting.topology.disjoint == (devices > 1)
+    after, diagnostics = run(method, state)
+    assert_close(reference[1], diagnostics)
+    assert_close(reference[0].broadcast, after.broadcast, atol=1e-3)
+
+
+def test_cohorts_of_other_widths_train_together_and_only_lora_meets():
+    setting, method, state = build(**{
+        "model.cohorts": "1=encoder_hidden:20,connector_hidden:10"})
+    assert [list(c.clients) for c in setting.cohorts] == [[0, 2], [1]]
+    after, diagnostics = run(method, state)
+    wide, narrow = after.devices
+    assert wide["connector"]["fusion_in"]["kernel"].shape[-1] == 16
+    assert narrow["connector"]["fusion_in"]["kernel"].shape[-1] == 10
+    assert diagnostics["devices"]["ccl"]["lm"].shape == (3,)
+    predictions = method.evaluate(jax.device_put(after), 1)
+    assert predictions["after_amt"].shape[0] == 3
+
+
+@pytest.mark.parametrize("cohorts,message", [
+    ("0", "cannot read '0'"), ("0=width:3", "cannot read"), ("7=encoder_hidden:3", "device 7"),
+    ("0,0=encoder_hidden:3", "device 0 is named twice")])
+def test_bad_cohorts_are_named(cohorts, message):
+    with pytest.raises(UserError, match=message):
+        build(**{"model.cohorts": cohorts})
+
+
+def test_every_schedule_of_absence_runs():
+    for schedule in ("per_round", "per_sample"):
+        _, method, state = build(**{"partition.mask_schedule": schedule, "partition.rho": 0.5})
+        _, diagnostics = run(method, state)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(diagnostics))
+
+
+def test_rounds_are_functions_of_their_number(reference):
+    """Round 1 computed again from the state before it is the same, bit for bit."""
+    _, method, state = build()
+    state, _ = method.round(state, 0, KEY)
+    again, _ = method.round(state, 1, KEY)
+    jax.tree.map(np.testing.assert_array_equal, reference[0], jax.device_get(again))
+
+
+def test_unknown_method_is_named():
+    with pytest.raises(UserError, match="method.name is 'fedx'; use ml_ecs"):
+        build(**{"method.name": "fedx"})
