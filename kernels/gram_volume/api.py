@@ -1,6 +1,6 @@
 """Public functions: volumes of tuples of vectors, and the contrastive loss on them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def _check(anchors: jax.Array, others: jax.Array, mask: jax.Array) -> None:
 
 def _prepare(
     anchors: ArrayLike, others: ArrayLike, mask: ArrayLike
-) -> tuple[jax.Array, jax.Array, jax.Array, jnp.dtype]:
+) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
     """Checked inputs in the accumulation type, anchors saturated; and the inputs' own type."""
     a, m, present = jnp.asarray(anchors), jnp.asarray(others), jnp.asarray(mask)
     _check(a, m, present)
@@ -212,7 +212,7 @@ def _loss(
     return solve.solve(solver, settings, a, m, present, tau, negatives)
 
 
-def _precision(precision: jax.lax.PrecisionLike, operand: jnp.dtype) -> jax.lax.Precision:
+def _precision(precision: jax.lax.PrecisionLike, operand: Any) -> jax.lax.Precision:
     """Explicit: 'default' would mean TF32 on a GPU and bfloat16 on a TPU for float32."""
     if precision is not None:
         if not isinstance(precision, (str, jax.lax.Precision)):

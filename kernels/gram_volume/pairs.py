@@ -80,9 +80,14 @@ class Solver:
     gradients: Callable[[Settings, Pairs, Any, Weights], Gradients]
 
 
-def floor(dtype: jnp.dtype) -> float:
+def floor(dtype: Any) -> float:
     """The logit of a pair that does not count: finite, and far below every logit that does."""
     return -float(jnp.finfo(dtype).max) / 4
+
+
+def share(x: jax.Array, lse: jax.Array) -> jax.Array:
+    """exp(x - lse), a probability: rounding of huge logits must not make it more than 1."""
+    return jnp.exp(jnp.minimum(x - lse, 0))
 
 
 def matmul(
@@ -219,7 +224,7 @@ def _loss_bwd(solver: Solver, settings: Settings, kept: Any, ct: jax.Array) -> t
     target = 1 - settings.label_smoothing
 
     def of_positive(lse: jax.Array, smooth: jax.Array) -> jax.Array:
-        return scale * (jnp.exp(positive - lse) - target - smooth)
+        return scale * (share(positive, lse) - target - smooth)
 
     own_lse = jax.lax.dynamic_slice(row_lse, (p.offset,), (v,))
     own_smooth = jax.lax.dynamic_slice(row_smooth, (p.offset,), (v,))

@@ -26,6 +26,7 @@ from mlecs_jax.kernels.gram_volume.pairs import (
     floor,
     match_varying,
     matmul,
+    share,
 )
 
 DEPTH = 64  # how much of d a step of the inner product loads
@@ -96,7 +97,7 @@ def _statistics_kernel(
     tu, tv = tile
     block, segment = pl.program_id(0), pl.program_id(1)
     rows = pl.ds(block * tu, tu)
-    low = floor(jnp.float32)
+    low = floor(jnp.dtype(jnp.float32))
 
     def step(n: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         row_m, row_l, row_s = carry
@@ -138,8 +139,8 @@ def _weights_kernel(
     ]
     inside = functools.reduce(jnp.add, (x * x for x in c))
     rho, x, valid = _logits(inputs, inside, first[0] + i * tu, columns, bound, rows)
-    row = jnp.exp(x - row_lse[rows][:, None]) - row_smooth[rows][:, None]
-    column = jnp.exp(x - column_lse[columns][None]) - column_smooth[columns][None]
+    row = share(x, row_lse[rows][:, None]) - row_smooth[rows][:, None]
+    column = share(x, column_lse[columns][None]) - column_smooth[columns][None]
     row, column = jnp.where(valid, row, 0.0), jnp.where(valid, column, 0.0)
     if settings.parity:
         row_t[i, columns] = -(row * rho).sum(0)

@@ -23,6 +23,7 @@ from mlecs_jax.kernels.gram_volume.pairs import (
     Statistics,
     Weights,
     floor,
+    share,
 )
 
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB a kernel may use by default on v5e
@@ -109,8 +110,8 @@ def _weights(
     refs: tuple[Any, ...], x: jax.Array, valid: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     row_lse, row_smooth, column_lse, column_smooth = refs
-    row = jnp.exp(x - row_lse[...]) - row_smooth[...]
-    column = jnp.exp(x - column_lse[...]) - column_smooth[...]
+    row = share(x, row_lse[...]) - row_smooth[...]
+    column = share(x, column_lse[...]) - column_smooth[...]
     return jnp.where(valid, row, 0), jnp.where(valid, column, 0)
 
 

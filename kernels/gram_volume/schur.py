@@ -7,18 +7,18 @@ bounded: |dV_uv / da_u| <= s_v everywhere.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
-def accumulation_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
+def accumulation_dtype(*dtypes: Any) -> Any:
     """float32, or the widest of the inputs' types when that is wider."""
     return jnp.result_type(jnp.float32, *dtypes)
 
 
-def limit(dtype: jnp.dtype) -> float:
+def limit(dtype: Any) -> float:
     """Where lengths saturate (4e9 in float32, 1e77 in float64): four of them still multiply."""
     return float(jnp.finfo(dtype).max) ** 0.25
 
@@ -51,7 +51,7 @@ def _bounded_gradient_bwd(bound: float, _: None, ct: jax.Array) -> tuple[jax.Arr
 _bounded_gradient.defvjp(_bounded_gradient_fwd, _bounded_gradient_bwd)
 
 
-def widen(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def widen(x: jax.Array, dtype: Any) -> jax.Array:
     """x in the accumulation type, with cotangents that fit x's own type."""
     return _bounded_gradient(x.astype(dtype), float(jnp.finfo(x.dtype).max) / 2)
 

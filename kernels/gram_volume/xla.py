@@ -19,6 +19,7 @@ from mlecs_jax.kernels.gram_volume.pairs import (
     floor,
     floors,
     matmul,
+    share,
 )
 
 
@@ -63,8 +64,8 @@ def pair_gradients(
     settings: Settings, x: jax.Array, valid: jax.Array, w: Weights
 ) -> tuple[jax.Array, jax.Array]:
     """The row and the column half of G [U, V]."""
-    row = jnp.exp(x - w.row_lse[:, None]) - w.row_smooth[:, None]
-    column = jnp.exp(x - w.column_lse) - w.column_smooth
+    row = share(x, w.row_lse[:, None]) - w.row_smooth[:, None]
+    column = share(x, w.column_lse) - w.column_smooth
     return jnp.where(valid, w.scale * row, 0), jnp.where(valid, w.scale * column, 0)
 
 

@@ -23,6 +23,7 @@ from mlecs_jax.kernels.gram_volume.pairs import (
     floors,
     match_varying,
     matmul,
+    share,
 )
 
 
@@ -159,8 +160,8 @@ def tiled_gradients(
     def step(i: jax.Array, j: jax.Array, grad_a: jax.Array, rest: Any) -> tuple[jax.Array, Any]:
         grad_q, row_t, column_t = rest
         c, rho, x, valid = _tile(settings, p, b, i, j)
-        row = jnp.exp(x - row_lse[i][:, None]) - row_smooth[i][:, None]
-        column = jnp.exp(x - column_lse[j]) - column_smooth[j]
+        row = share(x, row_lse[i][:, None]) - row_smooth[i][:, None]
+        column = share(x, column_lse[j]) - column_smooth[j]
         row = jnp.where(valid, w.scale * row, 0)
         column = jnp.where(valid, w.scale * column, 0)
         if settings.parity:
