@@ -73,7 +73,6 @@ class Program(NamedTuple):
 def gram_volume_programs(target: str) -> Iterator[Program]:
     import jax
     import jax.numpy as jnp
-
     from mlecs_jax.kernels.gram_volume import (
         arg_specs,
         pairs,
@@ -119,7 +118,71 @@ def gram_volume_programs(target: str) -> Iterator[Program]:
                 )
 
 
-OPS: dict[str, Callable[[str], Iterator[Program]]] = {"gram_volume": gram_volume_programs}
+def lm_head_programs(target: str) -> Iterator[Program]:
+    """Loss and gradient of the hidden states, logits written out beside chunks."""
+    import jax
+    import jax.numpy as jnp
+    from mlecs_jax.kernels import lm_head
+    from mlecs_jax.kernels.lm_head import arg_specs, vocabulary
+
+    del target
+    # Not the host's sizes: the host is a CPU, the target is not.
+    vocabulary.CHUNK_BYTES["cpu"] = vocabulary.CHUNK_BYTES_ELSEWHERE
+    for spec in arg_specs.AOT_SPECS[:1]:
+
+        def shape(*size: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(size, dtype)
+
+        hidden, head = shape(spec.tokens, spec.d), shape(spec.vocabulary, spec.d)
+        labels = shape(spec.tokens, dtype=jnp.int32)
+        teacher = shape(spec.tokens, spec.teacher_d), shape(spec.vocabulary, spec.teacher_d)
+        for implementation in ("reference", "xla"):
+
+            def cross_entropy(h: Any, w: Any, y: Any, how: str = implementation) -> Any:
+                return lm_head.linear_cross_entropy(h, w, y, implementation=how).mean()
+
+            def kl(h: Any, w: Any, th: Any, tw: Any, how: str = implementation) -> Any:
+                return lm_head.linear_kl(th, tw, h, w, implementation=how).mean()
+
+            for loss, arguments in ((cross_entropy, (labels,)), (kl, teacher)):
+                yield Program(
+                    f"lm_head.{loss.__name__}",
+                    implementation,
+                    spec.name,
+                    "bfloat16",
+                    jax.value_and_grad(loss),
+                    (hidden, head, *arguments),
+                )
+
+
+def shared_lora_programs(target: str) -> Iterator[Program]:
+    import jax
+    import jax.numpy as jnp
+    from mlecs_jax.kernels import shared_lora
+    from mlecs_jax.kernels.shared_lora import arg_specs
+
+    del target
+    for spec in arg_specs.AOT_SPECS:
+
+        def loss(adapters: Any, x: Any, weight: Any) -> Any:
+            return (shared_lora.linear(x, weight, *adapters).astype(jnp.float32) ** 2).mean()
+
+        c, n, d, f, r = spec
+        sizes = ((c, d, r), (c, r, f)), (c, n, d), (d, f)
+        shapes = jax.tree.map(
+            lambda size: jax.ShapeDtypeStruct(size, jnp.bfloat16),
+            sizes,
+            is_leaf=lambda x: isinstance(x[0], int),
+        )
+        gradient = jax.value_and_grad(loss, argnums=(0, 1))
+        yield Program("shared_lora", "xla", spec.name, "bfloat16", gradient, shapes)
+
+
+OPS: dict[str, Callable[[str], Iterator[Program]]] = {
+    "gram_volume": gram_volume_programs,
+    "lm_head": lm_head_programs,
+    "shared_lora": shared_lora_programs,
+}
 
 
 def device_code(dump: Path) -> dict[str, Any]:
@@ -139,9 +202,9 @@ def compile_one(program: Program, where: Any, target: str, dump: Path) -> dict[s
     for path in dump.glob("**/*.ptx"):
         path.unlink()
     sharding = jax.sharding.SingleDeviceSharding(where)
-    arguments = [
-        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in program.arguments
-    ]
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.arguments
+    )
     row: dict[str, Any] = {
         "target": target,
         "op": program.op,

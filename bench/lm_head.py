@@ -12,10 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from timing import measure, save, table, temp_mib
-
 from mlecs_jax.kernels import lm_head
 from mlecs_jax.kernels.lm_head.arg_specs import BENCH_SPECS, ArgSpec
+from timing import measure, save, table, temp_mib
 
 
 def losses(spec: ArgSpec, trained: bool) -> dict[str, tuple[Any, tuple[Any, ...]]]:
@@ -70,7 +69,8 @@ def main() -> None:
             if options.only not in name:
                 continue
             run = {i: make(i) for i in ("reference", "xla")}
-            times = measure({i: (lambda f=f: f(*args)) for i, f in run.items()}, options.repeats)
+            calls = {i: (lambda f=f, args=args: f(*args)) for i, f in run.items()}
+            times = measure(calls, options.repeats)
             memory = {i: temp_mib(f, *args) for i, f in run.items()}
             (_, own), (_, true) = run["xla"](*args), run["reference"](*args)
             error = max(

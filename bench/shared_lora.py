@@ -3,8 +3,8 @@
     python bench/shared_lora.py [--repeats 9] [--json F]
 
 Forward + backward of the four linear layers of a GPT-2 block, attention itself left out. `shared`
-is the op of `mlecs_jax.kernels.shared_lora`; `loop` calls one compiled step a client; `copies` gives each
-client a copy of the frozen weights, as vmapping over whole models does.
+is the op of `mlecs_jax.kernels.shared_lora`; `loop` calls one compiled step a client; `copies`
+gives each client a copy of the frozen weights, as vmapping over whole models does.
 """
 
 import argparse
@@ -13,10 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from timing import measure, save, table, temp_mib
-
 from mlecs_jax.kernels import shared_lora
 from mlecs_jax.kernels.shared_lora.arg_specs import BENCH_SPECS, ArgSpec
+from timing import measure, save, table, temp_mib
 
 
 def block(adapters: Any, weights: Any, x: Any) -> Any:

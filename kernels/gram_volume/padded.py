@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
 from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, floors
 
 

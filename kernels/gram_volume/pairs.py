@@ -97,7 +97,7 @@ def matmul(
     dims: tuple[int, int],
     dtype: Any = None,
 ) -> jax.Array:
-    """x . y contracting the two given axes, operands in `settings.operand`, sums in dtype or x's."""
+    """x . y contracting the two given axes: `settings.operand` in, sums in dtype or x's own."""
     return jax.lax.dot_general(
         x.astype(settings.operand),
         y.astype(settings.operand),

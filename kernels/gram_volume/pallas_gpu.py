@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-
 from mlecs_jax.kernels.gram_volume.padded import Padded, pad, padded, round_up
 from mlecs_jax.kernels.gram_volume.pairs import (
     Gradients,
@@ -120,13 +119,13 @@ def _statistics_kernel(
 
     zero = jnp.zeros((tu,), jnp.float32)
     init = (jnp.full((tu,), low, jnp.float32), zero, zero)
-    m, l, s = jax.lax.fori_loop(0, blocks, step, init)
-    row_top[segment, rows], row_total[segment, rows], row_sum[segment, rows] = m, l, s
+    own_top, own_total, own_sum = jax.lax.fori_loop(0, blocks, step, init)
+    row_top[segment, rows] = own_top
+    row_total[segment, rows] = own_total
+    row_sum[segment, rows] = own_sum
 
 
-def _weights_kernel(
-    *refs: Any, bound: int, settings: Settings, tile: tuple[int, int]
-) -> None:
+def _weights_kernel(*refs: Any, bound: int, settings: Settings, tile: tuple[int, int]) -> None:
     """Weighted products of one tile, and its share of the sums along rows and columns."""
     inputs, (row_lse, row_smooth, column_lse, column_smooth, first) = refs[:6], refs[6:11]
     out_a, out_q, sums, row_t, column_t = refs[11:]

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-
 from mlecs_jax.kernels.gram_volume.padded import Padded, pad, padded, round_up
 from mlecs_jax.kernels.gram_volume.pairs import (
     Gradients,
@@ -106,9 +105,7 @@ def _statistics_kernel(*refs: Any, rows: int, settings: Settings) -> None:
         column_sum[here] += plain.sum(0, keepdims=True)
 
 
-def _weights(
-    refs: tuple[Any, ...], x: jax.Array, valid: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _weights(refs: tuple[Any, ...], x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     row_lse, row_smooth, column_lse, column_smooth = refs
     row = share(x, row_lse[...]) - row_smooth[...]
     column = share(x, column_lse[...]) - column_smooth[...]
@@ -157,9 +154,7 @@ def _grad_q_kernel(*refs: Any, rows: int, settings: Settings) -> None:
 class _Call:
     """Shapes and block maps of one problem; `swap` runs tuples in the outer grid axis."""
 
-    def __init__(
-        self, settings: Settings, p: Pairs, tile: tuple[int, int], interpret: Any
-    ) -> None:
+    def __init__(self, settings: Settings, p: Pairs, tile: tuple[int, int], interpret: Any) -> None:
         self.settings, self.interpret = settings, interpret
         self.rows = p.a.shape[0]
         self.k, _, self.d = p.q.shape

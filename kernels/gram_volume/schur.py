@@ -116,9 +116,7 @@ def _factor_fwd(
     return (stacked, s), _Factored(stacked, jnp.where(s < top, s, 0), lower, live, scale)
 
 
-def _factor_bwd(
-    f: _Factored, ct: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, None]:
+def _factor_bwd(f: _Factored, ct: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
     """The transpose of an LQ factorisation M = L Q whose volume is prod L_ii.
 
     dM = L^-T (dQ + C Q), C symmetric with the lower triangle of diag(s ds) - dQ Q^T; for each
@@ -152,9 +150,7 @@ def own_distance(anchors: jax.Array, q: jax.Array) -> jax.Array:
     return _own_distance_fwd(anchors, q)[0]
 
 
-def _own_distance_fwd(
-    anchors: jax.Array, q: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _own_distance_fwd(anchors: jax.Array, q: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     rest, first = anchors, [_dot(direction, anchors) for direction in q]
     for along in (first, None):
         along = [_dot(direction, rest) for direction in q] if along is None else along
@@ -164,9 +160,7 @@ def _own_distance_fwd(
     return length, (unit, *first)
 
 
-def _own_distance_bwd(
-    saved: tuple[jax.Array, ...], ct: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _own_distance_bwd(saved: tuple[jax.Array, ...], ct: jax.Array) -> tuple[jax.Array, jax.Array]:
     unit, *along = saved
     return ct[:, None] * unit, jnp.stack([-(ct * c)[:, None] * unit for c in along])
 

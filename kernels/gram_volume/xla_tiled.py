@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-
 from mlecs_jax.kernels.gram_volume.pairs import (
     Gradients,
     Pairs,
@@ -104,9 +103,7 @@ def _loop(count: int, body: Callable[[jax.Array, Any], Any], init: Any) -> Any:
     return body(jnp.int32(0), init) if count == 1 else jax.lax.fori_loop(0, count, body, init)
 
 
-def tiled_statistics(
-    settings: Settings, p: Pairs, tile: tuple[int, int]
-) -> tuple[Statistics, Any]:
+def tiled_statistics(settings: Settings, p: Pairs, tile: tuple[int, int]) -> tuple[Statistics, Any]:
     b = cut(p, tile)
     (nu, tu), (nv, tv) = b.a.shape[:2], b.t.shape
     low, dtype = floor(p.a.dtype), p.a.dtype

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-
 from mlecs_jax.kernels.lm_head import cross_entropy as chunked
 from mlecs_jax.kernels.lm_head import kl, reference, vocabulary
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
 from mlecs_jax.kernels.lm_head import vocabulary
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-
 from mlecs_jax.kernels.lm_head import reference, vocabulary
 
 
@@ -211,6 +210,7 @@ def _full_backward(options: Options, saved: Any, ct: jax.Array) -> tuple[Any, No
     walk = Options(options.precision, vocabulary.chunk_size(ct.shape[0], student.head.shape[0]))
     lse = {}
     for name, model in (("student", student), ("teacher", teacher)):
+
         def step(chunk: vocabulary.Chunk, sums: vocabulary.Sums, model: Model = model) -> Any:
             x = vocabulary.logits(model.hidden, chunk, walk.precision)
             return vocabulary.add(sums, x, chunk, walk.precision)

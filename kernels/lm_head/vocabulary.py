@@ -45,7 +45,7 @@ def walk(
     step: Callable[[Chunk, Any], Any],
     init: Any,
 ) -> Any:
-    """Folds `step` over the chunks of the vocabulary; the last may be shorter, nothing is padded."""
+    """Folds `step` over the chunks of the vocabulary; the last may be shorter, none is padded."""
     whole = head.shape[0] // size
 
     def at(start: Any, length: int) -> Chunk:
