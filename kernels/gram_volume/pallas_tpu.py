@@ -66,7 +66,7 @@ def _tile(
 ) -> tuple[list[jax.Array], jax.Array, jax.Array, jax.Array]:
     """c_i, rho, x and which pairs count, all [Tu, Tv]."""
     a, square, least, q, t, own = refs
-    c = [_dot(a[...], q[i], (1, 1), settings) for i in range(q.shape[0])]
+    c: list[jax.Array] = [_dot(a[...], q[i], (1, 1), settings) for i in range(q.shape[0])]
     inside = square[...] - functools.reduce(jnp.add, (ci * ci for ci in c))
     rho = jnp.sqrt(jnp.maximum(inside, least[...]))
     row = row_block * a.shape[0] + jax.lax.broadcasted_iota(jnp.int32, rho.shape, 0)

@@ -8,27 +8,39 @@ import jax
 import jax.numpy as jnp
 
 
-def gram_volume(anchors: jax.Array, others: jax.Array, mask: jax.Array) -> jax.Array:
-    """sqrt(det Gram{a, m_i present}) for broadcast batches.
+def _root_of_determinant(square: jax.Array, cross: jax.Array, inner: jax.Array) -> jax.Array:
+    """sqrt(det) of [[square, cross^T], [cross, inner]]: [...], [..., k], [..., k, k] -> [...]."""
+    top = jnp.concatenate([square[..., None], cross], axis=-1)[..., None, :]
+    rest = jnp.concatenate([cross[..., None], inner], axis=-1)
+    return jnp.sqrt(jnp.maximum(jnp.linalg.det(jnp.concatenate([top, rest], axis=-2)), 0))
 
-    anchors [..., d], others [..., k, d], mask [..., k] -> [...]. An absent vector becomes an
-    identity row and column, so the determinant is that of the present sub-matrix.
+
+def _inner(others: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Present others, and their Gram matrices [B, k, k] with identity rows for absent ones."""
+    others = jnp.where(mask[..., None], others, 0)
+    inner = jnp.einsum("bid,bjd->bij", others, others, precision="highest")
+    absent = jnp.where(mask, 0, 1)[..., None] * jnp.eye(mask.shape[-1], dtype=inner.dtype)
+    return others, inner + absent
+
+
+def gram_volume(anchors: jax.Array, others: jax.Array, mask: jax.Array) -> jax.Array:
+    """sqrt(det Gram{a, m_i present}): anchors [B, d], others [B, k, d], mask [B, k] -> [B].
+
+    An absent vector becomes an identity row and column, so the determinant is that of the
+    present sub-matrix.
     """
-    vectors = jnp.concatenate([anchors[..., None, :], others], axis=-2)
-    present = jnp.concatenate([jnp.ones_like(mask[..., :1]), mask], axis=-1)
-    vectors = jnp.where(present[..., None], vectors, 0)
-    gram = jnp.einsum("...id,...jd->...ij", vectors, vectors, precision="highest")
-    gram = gram + jnp.where(present, 0, 1)[..., None] * jnp.eye(gram.shape[-1], dtype=gram.dtype)
-    return jnp.sqrt(jnp.maximum(jnp.linalg.det(gram), 0))
+    others, inner = _inner(others, mask)
+    cross = jnp.einsum("bd,bkd->bk", anchors, others, precision="highest")
+    return _root_of_determinant(jnp.sum(anchors**2, axis=-1), cross, inner)
 
 
 def volume_matrix(anchors: jax.Array, others: jax.Array, mask: jax.Array) -> jax.Array:
     """V[u, v] = volume of {a_u, others of v}: anchors [U, d], others [V, k, d] -> [U, V]."""
-    u, v = anchors.shape[0], others.shape[0]
-    return gram_volume(
-        jnp.broadcast_to(anchors[:, None], (u, v, anchors.shape[1])),
-        jnp.broadcast_to(others[None], (u, *others.shape)),
-        jnp.broadcast_to(mask[None], (u, *mask.shape)),
+    others, inner = _inner(others, mask)
+    cross = jnp.einsum("ud,vkd->uvk", anchors, others, precision="highest")
+    square = jnp.broadcast_to(jnp.sum(anchors**2, axis=-1)[:, None], cross.shape[:2])
+    return _root_of_determinant(
+        square, cross, jnp.broadcast_to(inner, (*square.shape, *inner.shape[1:]))
     )
 
 
