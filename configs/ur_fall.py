@@ -87,7 +87,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.topology.cloud_devices = 1  # accelerators of the cloud, where there are several
 
     config.eval = ConfigDict()
-    config.eval.ceilings = False  # train single-modality classifiers beside the run
+    config.eval.ceiling_steps = 0  # of offline single-modality classifiers; 0: none, 1280 settles
 
     if variant == "smoke":
         config.train.rounds = 2
@@ -109,7 +109,7 @@ def _literal(config: ConfigDict) -> None:
         "Sensor readings are given above. Classify the person's state as 0, 1 or 2 and answer "
         "with the label alone. Answer: ")
     config.lora.dropout = 0.05
-    config.lora.slm_targets = "c_attn$,c_proj$"  # 4,055,040 parameters, as the paper's share implies
+    config.lora.slm_targets = "c_attn$,c_proj$"  # 4,055,040 parameters (the paper's share)
     config.ccl.train_extractor = False
     config.kt.weight = 1.0
     config.train.rounds = 5

@@ -19,7 +19,7 @@ from mlecs_jax.predict import map_rows
 from mlecs_jax.setting import Cohort, Setting
 from mlecs_jax.train import batch_rows, fit, optimiser, shuffle
 
-STEPS, BATCH, RATE = 1280, 16, 1e-3
+BATCH, RATE = 16, 1e-3
 
 
 class Classifier(nn.Module):
@@ -67,7 +67,7 @@ def _ceiling(setting: Setting, cohort: Cohort, modality: int) -> float:
         shuffled = shuffle(order, rows.count, rows.target.shape[0])
         params, _ = fit(
             loss, params, lambda i: batch_of(rows, batch_rows(shuffled, rows.count, i, BATCH)),
-            STEPS, RATE, steps, transform=optimiser())
+            setting.config.eval.ceiling_steps, RATE, steps, transform=optimiser())
         held_out: Rows = data["held_out"]
         predicted = map_rows(
             lambda i: jnp.argmax(model.apply(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
-from collections.abc import Mapping
+import runpy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,10 @@ def parse(
     for name, default in options.items():
         flags.DEFINE_string(name, default, "", flag_values=values)
     try:
+        _check_overrides(argv)
         rest = values(argv)
+    except UserError:
+        raise
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split()).strip("\"'")) from None
     if len(rest) > 1:
@@ -61,6 +66,28 @@ def _resolve(argument: str) -> str:
                                 "path of a .py file with get_config()")
             return f"--config={_folder() / name}.py{colon}{variant}"
     return argument
+
+
+def _check_overrides(argv: list[str]) -> None:
+    """Raises UserError for an override of a value the config does not have, naming the nearest."""
+    chosen = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
+    if not chosen:
+        return
+    path, _, variant = chosen[-1].partition(":")
+    config = runpy.run_path(path)["get_config"](*filter(None, [variant]))
+    known = list(_leaves(config.to_dict()))
+    for argument in argv:
+        name = argument.removeprefix("--config.").partition("=")[0]
+        if argument.startswith("--config.") and name not in known:
+            near = difflib.get_close_matches(name, known, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "known: " + ", ".join(known)
+            raise UserError(f"unknown config key '{name}'; {hint}")
+
+
+def _leaves(tree: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        yield from (_leaves(value, f"{where}{name}.") if isinstance(value, Mapping)
+                    else [where + name])
 
 
 def _folder() -> Path:

@@ -135,7 +135,9 @@ class TopologyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    ceilings: bool
+    """``ceiling_steps``: training steps of the single-modality classifiers; 0 leaves them out."""
+
+    ceiling_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +184,8 @@ def parse(values: Mapping[str, Any]) -> Config:
                 "train.server_steps": config.train.server_steps,
                 "ccl.temperature": config.ccl.temperature, "kt.temperature": config.kt.temperature,
                 "kt.k": config.kt.k, "model.latent": config.model.latent,
-                "model.soft_tokens": config.model.soft_tokens, "clients.chunk": config.clients.chunk,
+                "model.soft_tokens": config.model.soft_tokens,
+                "clients.chunk": config.clients.chunk,
                 "data.rgb_size": config.data.rgb_size,
                 "data.simulated_sequences": config.data.simulated_sequences}
     for name, value in positive.items():

@@ -67,7 +67,7 @@ def run(
             on_round(record)
         if predictions is None:  # every round was complete already
             predictions = method.evaluate(state, config.train.rounds - 1)
-        ceilings = single_modality_ceilings(setting) if config.eval.ceilings else None
+        ceilings = single_modality_ceilings(setting) if config.eval.ceiling_steps else None
         summary = scoring.summary(setting, predictions, log.records, communication, state.devices,
                                   clock.seconds, ceilings)
         log.write_summary(summary)

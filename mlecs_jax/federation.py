@@ -20,7 +20,6 @@ from mlecs_jax.data.samples import Samples
 from mlecs_jax.models.multimodal import Batch, Leaf
 
 
-
 @struct.dataclass
 class Rows:
     """Samples of one node ``[n, …]`` or of stacked clients ``[C, n, …]``.

@@ -49,8 +49,8 @@ def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int)
 
     Args:
       key: PRNG key.
-      params: frozen parameters, or their shapes, with ``kernel`` leaves ``[…stack, d_in, *d_out]`` (a leading
-        ``stack`` axis exists for layers under ``blocks``, which are scanned over).
+      params: frozen parameters, or their shapes, with ``kernel`` leaves ``[…stack, d_in, *d_out]``
+        (a leading ``stack`` axis exists for layers under ``blocks``, which are scanned over).
       targets: regular expressions searched in the '/'-joined layer path, e.g. ``('c_attn$',)``.
       rank: r ≥ 1.
 
@@ -83,7 +83,7 @@ def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int)
 def side_path(
     x: Float[Array, "*batch d_in"],
     a: Float[Array, "d_in r"],
-    b: Float[Array, "r *d_out"],
+    b: Float[Array, r *d_out],
     alpha: float,
 ) -> Array:
     """The adapter's contribution ``(alpha / r) · (x a) b``, ``[*batch, *d_out]``."""

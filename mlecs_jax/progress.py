@@ -91,8 +91,9 @@ class Progress:
         client, traffic = summary["client"], summary["communication"]
         self._console.print(
             f"devices avg {client['avg_f1']:.3f}, best {client['best_f1']:.3f}, worst "
-            f"{client['worst_f1']:.3f} | per device and round {traffic['uplink_bytes_per_round']:,} "
-            f"B up, {traffic['downlink_bytes_per_round']:,} B down | "
+            f"{client['worst_f1']:.3f} | per device and round "
+            f"{traffic['uplink_bytes_per_round']:,} B up, "
+            f"{traffic['downlink_bytes_per_round']:,} B down | "
             f"{summary['timing']['seconds_per_round']:.1f} s a round, "
             f"{summary['timing']['compile_s']:.0f} s compiling")
         for name, value in summary.get("ceilings", {}).items():

@@ -12,7 +12,8 @@ from pathlib import Path
 from mlecs_jax import cli
 from mlecs_jax.errors import UserError
 
-USAGE = """usage: python -m mlecs_jax.run --config=NAME[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
+USAGE = """usage: python -m mlecs_jax.run --config=NAME[:VARIANT] [--config.KEY=VALUE …]
+                               [--workdir=DIR]
 
   NAME       a shipped config (ur_fall, table) or a Python file with get_config()
   VARIANT    smoke | cpu (default) | paper

@@ -20,7 +20,7 @@ PRIMARY = "after_amt"  # the answers that the headline figures score (as in the 
 
 
 def score(federation: Federation, predictions: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Scores of ``val`` or ``test``: ``{'after_amt': [Scores per device], …, 'server': Scores}``."""
+    """Scores of a split: ``{'after_amt': [Scores per device], …, 'server': Scores}``."""
     result: dict[str, Any] = {}
     for name, answers in predictions.items():
         answers = np.asarray(answers)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from mlecs_jax.configs import ur_fall
 
 from mlecs_jax import config as configs
 from mlecs_jax.config import Config
-from mlecs_jax.configs import ur_fall
 from mlecs_jax.data.samples import Samples
 
 
@@ -28,15 +28,17 @@ def samples(n: int = 240, seed: int = 0, groups: int = 12) -> Samples:
         groups=(np.arange(n) * groups // n).astype(np.int32), strata=np.zeros(n, np.int32))
 
 
+SHRUNK = {
+    "data.source": "simulated", "model.slm": "gpt2-1x16x2", "model.llm": "gptj-1x24x2",
+    "model.latent": 8, "model.encoder_hidden": 12, "model.connector_hidden": 16,
+    "model.soft_tokens": 2, "lora.rank": 2, "train.batch_size": 4, "train.ccl_steps": 3,
+    "train.amt_steps": 3, "train.server_steps": 3, "kt.k": 8, "data.simulated_sequences": 8}
+
+
 def config(**overrides: object) -> Config:
     """The smoke config shrunk further; overrides by dotted name, e.g. ``{'train.rounds': 1}``."""
     values = ur_fall.get_config("smoke")
-    base = {"data.source": "simulated", "model.slm": "gpt2-1x16x2", "model.llm": "gptj-1x24x2",
-            "model.latent": 8, "model.encoder_hidden": 12, "model.connector_hidden": 16,
-            "model.soft_tokens": 2, "lora.rank": 2, "train.batch_size": 4, "train.ccl_steps": 3,
-            "train.amt_steps": 3, "train.server_steps": 3, "kt.k": 8,
-            "data.simulated_sequences": 8}
-    for name, value in (base | overrides).items():
+    for name, value in (SHRUNK | overrides).items():
         group, _, key = name.rpartition(".")
         target = values[group] if group else values
         with target.unlocked():

@@ -45,7 +45,7 @@ def test_only_targets_are_adapted():
 
 
 def test_count_of_the_paper_configuration():
-    """GPT-2-large, r=8 on c_attn and both c_proj: 36·8·((1280+3840) + (1280+1280) + (5120+1280))."""
+    """GPT-2-large, r=8 on c_attn and both c_proj: 36·8·(1280+3840 + 1280+1280 + 5120+1280)."""
     model = Decoder(zoo.decoder_config("gpt2-large", 257))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), TOKENS))["params"]
     adapters = lora.init(jax.random.key(0), shapes, ("c_attn$", "c_proj$"), rank=8)

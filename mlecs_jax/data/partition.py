@@ -106,7 +106,7 @@ def partition(samples: Samples, config: PartitionConfig) -> Partition:
         for part in ("train", "val", "test"):
             if not len(getattr(share, part)):
                 raise UserError(f"{node} has no {part} samples: {len(samples)} samples are too few "
-                                f"for {len(result.devices)} devices; use fewer devices or more data")
+                                f"for {len(result.devices)} devices; use fewer or more data")
     return result
 
 
@@ -176,10 +176,11 @@ def _by_frame(n: int, config: PartitionConfig, rng: np.random.Generator) -> Part
 
 def _by_sequence(samples: Samples, config: PartitionConfig, rng: np.random.Generator) -> Partition:
     """Held-out recordings common to all nodes; the others dealt to public pool and devices."""
-    pieces = [np.flatnonzero(samples.groups == g) for g in rng.permutation(np.unique(samples.groups))]
+    groups = rng.permutation(np.unique(samples.groups))
+    pieces = [np.flatnonzero(samples.groups == group) for group in groups]
     if len(pieces) < 4:
-        raise UserError(f"{samples.name} has {len(pieces)} groups; split=sequence needs at least 4, "
-                        "use split=frame")
+        raise UserError(f"{samples.name} has {len(pieces)} groups; split=sequence needs at least "
+                        "4, use split=frame")
     held_out, rest = [[], []], []
     for stratum in np.unique(samples.strata):
         own = [p for p in pieces if samples.strata[p[0]] == stratum]

@@ -22,10 +22,10 @@ def load(config: DataConfig) -> Samples:
         from mlecs_jax.data import table
 
         if not config.manifest:
-            raise UserError("data.manifest is empty; give --config.data.manifest=FILE, the manifest "
-                            "of your own data (docs/your_own_data.md)")
+            raise UserError("data.manifest is empty; give --config.data.manifest=FILE, the "
+                            "manifest of your own data (docs/your_own_data.md)")
         if config.source == "simulated":
-            raise UserError("data.source=simulated does not go with your own table; use auto or real")
+            raise UserError("data.source=simulated does not go with your own table; use auto")
         return table.load(config.manifest)
     if config.source == "simulated" or (config.source == "auto" and not ur_fall.is_available()):
         if config.rgb != "frames":

@@ -23,7 +23,7 @@ class VectorEncoder(nn.Module):
 
 
 def blocks(x: Float[Array, "B Y X C"], size: int) -> Float[Array, "B y x c"]:
-    """Non-overlapping ``size``×``size`` blocks as channels, c = size² C; borders are zero-padded."""
+    """Non-overlapping ``size``×``size`` blocks as channels, c = size² C; borders zero-padded."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, -x.shape[2] % size), (0, 0)))
     return einops.rearrange(x, "b (y i) (x j) c -> b y x (i j c)", i=size, j=size)
 

@@ -27,7 +27,6 @@ from mlecs_jax.models.connector import Connector, PromptGenerator
 from mlecs_jax.models.decoder import Decoder
 from mlecs_jax.models.encoders import Extractor
 
-
 Leaf = Any  # an array, or whatever JAX puts in its place while it maps over a tree
 
 

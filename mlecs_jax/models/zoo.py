@@ -37,10 +37,11 @@ def decoder_config(name: str, vocab_size: int) -> DecoderConfig:
                              max_positions=positions, scan_layers=True, remat=True)
     match = _SMALL.fullmatch(name)
     if not match:
-        raise UserError(f"unknown backbone '{name}'; use {', '.join(_NAMED)} or a small one such as "
-                        "gpt2-2x64 or gptj-3x128 (layers x width)")
+        raise UserError(f"unknown backbone '{name}'; use {', '.join(_NAMED)} or a small one "
+                        "such as gpt2-2x64 or gptj-3x128 (layers x width)")
     layers, width, heads = (int(x) for x in (*match.groups()[1:3], match[4] or 4))
     if not layers or not heads or width % (2 * heads):
-        raise UserError(f"backbone '{name}': the width must be a multiple of twice the {heads} heads")
+        raise UserError(f"backbone '{name}': the width must be a multiple of twice the "
+                        f"{heads} heads")
     return DecoderConfig(match[1], -(-vocab_size // 8) * 8, layers, width, heads,
                          rotary_dim=max(2, width // heads // 4 * 2))

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlecs_jax.models import initial, zoo
 from mlecs_jax.errors import UserError
+from mlecs_jax.models import initial, zoo
 from mlecs_jax.models.decoder import Decoder, DecoderConfig
 
 
