@@ -217,6 +217,7 @@ def compile_one(program: Program, where: Any, target: str, dump: Path) -> dict[s
         memory = jax.jit(program.function).lower(*arguments).compile().memory_analysis()
     except Exception as error:  # a compiler's refusal is a result: it goes into the table
         return row | {"error": str(error).strip().splitlines()[0][:200]}
+    assert memory is not None  # CPU, CUDA and TPU programs all have one
     row |= {
         "seconds": round(time.perf_counter() - start, 1),
         "arguments_mib": round(memory.argument_size_in_bytes / 2**20, 1),

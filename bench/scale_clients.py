@@ -3,8 +3,8 @@
     python bench/scale_clients.py [--clients 8,64,512] [--rounds 3] [--json FILE]
 
 Every size runs in a process of its own, so that peak memory is its own. Devices are simulated
-ones of the shipped small models; each has the same number of private samples at every size. A
-round's server stage does not depend on the number of devices: it is timed apart.
+ones of the shipped small models; each has the same number of private samples at every size. The
+server trains a single step per round, so that a round's time is the devices'.
 """
 
 import argparse
@@ -36,7 +36,8 @@ def measure(clients: int, rounds: int) -> dict[str, float]:
     values = ur_fall.get_config("smoke")
     values.data.source = "simulated"
     values.partition.num_clients = clients
-    values.train.ccl_steps = values.train.amt_steps = values.train.server_steps = STEPS
+    values.train.ccl_steps = values.train.amt_steps = STEPS
+    values.train.server_steps = 1
     # A quarter is public; the rest is dealt to the devices, 64 samples each.
     values.data.simulated_sequences = max(8, -(-clients * SAMPLES_PER_DEVICE * 4 // 3 // 165))
     options = config.parse(values.to_dict())

@@ -82,7 +82,7 @@ def _online(top: jax.Array, total: jax.Array, x: jax.Array, axis: int) -> tuple[
 def _statistics_kernel(*refs: Any, rows: int, settings: Settings) -> None:
     inputs, (row_top, row_total, row_sum, top, total, column_sum) = refs[:6], refs[6:]
     i, j = pl.program_id(0), pl.program_id(1)
-    _, _, x, valid = _tile(inputs, i, rows, settings)
+    x, valid = _tile(inputs, i, rows, settings)[2:]
 
     @pl.when((i == 0) & (j == 0))
     def _() -> None:
