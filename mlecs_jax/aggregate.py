@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 Tree = Any
 
@@ -19,7 +19,12 @@ def weighted_mean(trees: Tree, weights: Num[Array, " C"]) -> Tree:
         trees)
 
 
-def modality_weights(modalities: Bool[Array, "C M"]) -> Float[Array, " C"]:
-    """w_j = |M_j| / Σ_i |M_i|: multimodal-aware aggregation, ML-ECS Eq. 13."""
-    counts = jnp.sum(modalities, axis=1).astype(jnp.float32)
-    return counts / jnp.sum(counts)
+def modality_weights(counts: Int[Array, " C"], *, equal: bool = False) -> Float[Array, " C"]:
+    """w_j = |M_j| / Σ_i |M_i|: multimodal-aware aggregation (MMA), ML-ECS Eq. 13.
+
+    Args:
+      counts: number of modalities |M_j| of each device.
+      equal: the ablation w/o MMA, 1 / N each.
+    """
+    weights = jnp.ones(counts.shape) if equal else counts.astype(jnp.float32)
+    return weights / jnp.sum(weights)

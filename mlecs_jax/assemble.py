@@ -18,15 +18,16 @@ from mlecs_jax.lora import LoraConfig
 from mlecs_jax.models import zoo
 from mlecs_jax.models.connector import Connector, PromptGenerator
 from mlecs_jax.models.decoder import Decoder
-from mlecs_jax.models.encoders import Extractor
+from mlecs_jax.models.encoders import ENCODER_BY_RANK, Extractor
 from mlecs_jax.models.multimodal import MultimodalModel
 from mlecs_jax.setting import Cohort, Setting
-from mlecs_jax.topology import Topology
+from mlecs_jax.topology import Device, Topology
 
+MAX_MODALITIES = 8  # of the volume kernel
 COHORT_KEYS = ("encoder_hidden", "connector_hidden")
 
 
-def setting(config: Config, devices: list[jax.Device] | None = None) -> Setting:
+def setting(config: Config, devices: list[Device] | None = None) -> Setting:
     """Everything a method needs, placed on the edge and cloud meshes.
 
     Args:
@@ -39,12 +40,13 @@ def setting(config: Config, devices: list[jax.Device] | None = None) -> Setting:
 
 
 def from_samples(
-    config: Config, samples: Samples, devices: list[jax.Device] | None = None
+    config: Config, samples: Samples, devices: list[Device] | None = None
 ) -> Setting:
     """The setting of an already loaded dataset."""
     tokenizer = text.ByteTokenizer()
     if samples.labels is None:
         raise UserError(f"{samples.name} has text targets; only class labels are supported yet")
+    check_modalities(samples)
     answer_ids = text.answer_ids(len(samples.class_names), tokenizer)
     federation = federations.build(samples, text.targets(samples, tokenizer),
                                    config.partition_config(), config.train.rounds)
@@ -68,6 +70,17 @@ def from_samples(
                                           "public_held_out": federation.public_held_out}))
 
 
+def check_modalities(samples: Samples) -> None:
+    """Raises UserError for what no encoder or kernel here can take."""
+    if len(samples.modalities) > MAX_MODALITIES:
+        raise UserError(f"{samples.name} has {len(samples.modalities)} modalities; at most "
+                        f"{MAX_MODALITIES} can be aligned")
+    for name, values in samples.inputs.items():
+        if values.ndim - 1 not in ENCODER_BY_RANK:
+            raise UserError(f"{samples.name}: modality '{name}' has shape {values.shape[1:]} per "
+                            "sample; give a vector, a [time, channels] window or an image")
+
+
 def model(
     config: Config, samples: Samples, tokenizer: text.Tokenizer, which: str
 ) -> MultimodalModel:
@@ -78,6 +91,12 @@ def model(
     prompt = tuple(tokenizer.encode(options.prompt))
     if not prompt:
         raise UserError("model.prompt is empty; give an instruction of at least one token")
+    answer = 2  # a class and the end-of-sequence token
+    length = options.soft_tokens + len(prompt) + answer
+    if shape.family == "gpt2" and length > shape.max_positions:
+        raise UserError(f"model.{which}: soft prompt, instruction and answer make {length} "
+                        f"positions, {getattr(options, which)} has {shape.max_positions}; shorten "
+                        "model.prompt or model.soft_tokens")
     return MultimodalModel(
         extractor=Extractor(samples.modalities, options.encoder_hidden, options.latent),
         connector=Connector(samples.modalities, options.latent, options.connector_hidden),

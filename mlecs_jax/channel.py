@@ -1,6 +1,7 @@
-"""What crosses the network crosses here: flat messages by tree path, counted in bytes.
+"""Messages between tiers: what a round sends, counted in bytes from the arrays themselves.
 
-A deployment sends exactly these messages; the simulation counts the same arrays it would send.
+In a simulation trees move between meshes (:mod:`mlecs_jax.topology`); the flat form of
+:func:`pack` is what would travel, and :func:`num_bytes` counts it.
 """
 
 from __future__ import annotations

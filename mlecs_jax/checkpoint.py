@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax import serialization
@@ -13,59 +13,66 @@ from mlecs_jax.errors import UserError
 
 State = Any
 KEPT = 2
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OSError)  # what orbax raises on torn files
 
 
 class Checkpoints:
-    """Saved states of a run, numbered by complete rounds."""
+    """Saved states of a run, numbered by complete rounds.
+
+    Raises:
+      UserError: the path is not a folder.
+    """
 
     def __init__(self, folder: Path):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; remove it or use another --workdir")
         self._folder = folder
         self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(KEPT),
+            str(folder.absolute()),
+            # orbax's own policies do not match its protocol's parameter types.
+            preservation_policy=cast(Any, ocp.training.preservation_policies.LatestN(KEPT)),
             cleanup_tmp_directories=True)  # what a killed save left behind
-
-    @property
-    def latest(self) -> int:
-        """Number of complete rounds saved, 0 if none."""
-        found = self._checkpointer.latest
-        return 0 if found is None else found.step
 
     def save(self, rounds: int, state: State) -> None:
         """Saves the state after ``rounds`` complete rounds; returns when it is safe on disk."""
         self._checkpointer.save_checkpointables(
-            rounds, {"state": serialization.to_state_dict(state)})
+            rounds, {"state": serialization.to_state_dict(state)}, overwrite=True)
 
-    def restore(self, like: State) -> State:
-        """The newest state, with the structure, shapes, types and placement of ``like``.
+    def restore(self, like: State) -> tuple[int, State]:
+        """Complete rounds and state of the newest checkpoint that can be read, ``(0, like)`` if
+        there is none; structure, shapes, types and placement are those of ``like``.
 
         Raises:
-          UserError: the checkpoint is of another shape.
+          UserError: the checkpoint is of another shape, or none can be read.
         """
         template = serialization.to_state_dict(like)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
-        try:
-            saved = self._checkpointer.load_checkpointables(None, {"state": abstract})["state"]
-            mismatch = _first_mismatch(abstract, saved)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            mismatch = str(error).strip().splitlines()[0]
-        if mismatch:
-            raise UserError(f"checkpoint in {self._folder} is of another shape ({mismatch}); use "
-                            "another --workdir, or remove this one to begin again")
-        return serialization.from_state_dict(like, saved)
+        steps = sorted((found.step for found in self._checkpointer.checkpoints), reverse=True)
+        for step in steps:
+            try:
+                found = self._checkpointer.checkpointables_metadata(step).metadata["state"]
+                mismatch = _first_mismatch(abstract, found)
+                if not mismatch:
+                    saved = self._checkpointer.load_checkpointables(step, {"state": abstract})
+                    return step, serialization.from_state_dict(like, saved["state"])
+            except DAMAGED:
+                continue  # a torn file: the round before is kept for this
+            raise UserError(f"checkpoint {step} in {self._folder} is of another shape ({mismatch}); "
+                            "use another --workdir")
+        if steps:
+            raise UserError(f"the checkpoints in {self._folder} are damaged; restore them, or use "
+                            "another --workdir to begin again")
+        return 0, like
 
     def close(self) -> None:
         self._checkpointer.close()
 
 
-
 def _first_mismatch(abstract: Any, saved: Any) -> str | None:
     """Path and shapes of the first leaf that differs; None if all agree."""
-    expected = {jax.tree_util.keystr(path): leaf.shape
-                for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
-    found = {jax.tree_util.keystr(path): leaf.shape
-             for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+    expected, found = ({jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in
+                        jax.tree_util.tree_leaves_with_path(tree)} for tree in (abstract, saved))
     for path in {**expected, **found}:
         if expected.get(path) != found.get(path):
             return f"{path}: expected {expected.get(path)}, found {found.get(path)}"

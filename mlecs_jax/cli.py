@@ -7,12 +7,12 @@ import importlib.util
 import runpy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 from ml_collections import config_flags
 
-from mlecs_jax import configs
+import mlecs_jax.configs as configs
 from mlecs_jax.errors import UserError
 
 
@@ -33,7 +33,7 @@ def parse(
     if {"-h", "--help"} & set(argv):
         print(usage)
         raise SystemExit(0)
-    argv = [_resolve(argument) for argument in argv]
+    argv = [_resolve(argument) for argument in _joined(argv)]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
     for name, default in options.items():
@@ -49,7 +49,16 @@ def parse(
         raise UserError(f"unexpected argument '{rest[1]}'; write overrides as --config.KEY=VALUE")
     if values.config is None:
         raise UserError(f"no config given; use --config=NAME with one of {', '.join(_shipped())}")
-    return values.config.to_dict(), {name: values[name].value for name in options}
+    # A string flag whose default is a string always holds one.
+    return values.config.to_dict(), {name: cast(str, values[name].value) for name in options}
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """``--config NAME`` as ``--config=NAME``, which the rest reads."""
+    if "--config" not in argv[:-1]:
+        return argv
+    at = argv.index("--config")
+    return [*argv[:at], f"--config={argv[at + 1]}", *argv[at + 2:]]
 
 
 def _resolve(argument: str) -> str:

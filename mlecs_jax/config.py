@@ -7,6 +7,7 @@ no defaults, so that a config file is the one place where a value stands.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -122,7 +123,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClientsConfig:
-    """How devices are simulated; changes speed, not results."""
+    """How devices are simulated; changes speed, and results by rounding alone."""
 
     backend: Literal["loop", "scan", "shard_map"]
     chunk: int
@@ -187,15 +188,28 @@ def parse(values: Mapping[str, Any]) -> Config:
                 "model.soft_tokens": config.model.soft_tokens,
                 "clients.chunk": config.clients.chunk,
                 "data.rgb_size": config.data.rgb_size,
-                "data.simulated_sequences": config.data.simulated_sequences}
+                "data.simulated_sequences": config.data.simulated_sequences,
+                "model.encoder_hidden": config.model.encoder_hidden,
+                "model.connector_hidden": config.model.connector_hidden,
+                "lora.alpha": config.lora.alpha}
     for name, value in positive.items():
-        if value <= 0:
+        if not value > 0:
             raise UserError(f"{name} is {value}; give a positive number")
+    for name, value in (("ccl.weight", config.ccl.weight), ("kt.weight", config.kt.weight),
+                        ("train.final_rate_fraction", config.train.final_rate_fraction),
+                        ("eval.ceiling_steps", config.eval.ceiling_steps)):
+        if not value >= 0:
+            raise UserError(f"{name} is {value}; give 0 or a positive number")
     for name, value in (("lora.dropout", config.lora.dropout),
                         ("model.prompt_dropout", config.model.prompt_dropout),
                         ("ccl.label_smoothing", config.ccl.label_smoothing)):
         if not 0 <= value < 1:
             raise UserError(f"{name} is {value}; give a share in [0, 1)")
+    for name, value in (("seed", config.seed), ("partition.seed", config.partition.seed),
+                        ("model.backbone_seed", config.model.backbone_seed),
+                        ("data.simulated_seed", config.data.simulated_seed)):
+        if not 0 <= value < 2**31:
+            raise UserError(f"{name} is {value}; give a whole number from 0 to 2147483647")
     return config
 
 
@@ -223,4 +237,6 @@ def _scalar(hint: Any, value: Any, name: str) -> Any:
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(f"{name} is {value!r}; give a value of type {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{name} is {value}; give a finite number")
     return value

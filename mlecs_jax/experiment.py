@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -11,14 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlecs_jax import assemble, methods, scoring
+from mlecs_jax import assemble, methods, runlog, scoring
 from mlecs_jax.ceilings import single_modality_ceilings
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.config import Config
 from mlecs_jax.data.paths import cache_dir
 from mlecs_jax.methods.method import Method, State
 from mlecs_jax.report.run_report import write_report
-from mlecs_jax.runlog import RunLog
 from mlecs_jax.setting import Setting
 
 OnRound = Callable[[dict[str, Any]], None]
@@ -45,20 +45,23 @@ def run(
     Raises:
       UserError: bad data or options, or a folder that holds another run.
     """
-    clock = CompileClock()
-    log = RunLog(workdir, dataclasses.asdict(config))
+    compiled_before = COMPILE_CLOCK.seconds
     setting = assemble.setting(config)
     method = methods.build(setting)
-    key = jax.random.key(config.seed)
-    state = method.init(jax.random.fold_in(key, 0))
-    communication = method.communication(state)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    try:
-        complete = checkpoints.latest
-        if complete:
-            state = checkpoints.restore(state)
+    identity = dataclasses.asdict(config) | {
+        "samples": runlog.data_identity(setting.federation.samples)}
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(runlog.RunLog(workdir, identity)))
+        checkpoints = stack.enter_context(
+            contextlib.closing(Checkpoints(workdir / "checkpoints")))
+        key = jax.random.key(config.seed)
+        state = method.init(jax.random.fold_in(key, 0))
+        communication = method.communication(state)
+        complete, state = checkpoints.restore(state)
         log.resume(complete)
         on_start(setting, complete)
+        if complete == config.train.rounds and (done := log.finished_summary(complete)):
+            return done
         predictions = None
         for r in range(complete, config.train.rounds):
             state, predictions, record = _round(setting, method, state, r, key, communication)
@@ -69,12 +72,9 @@ def run(
             predictions = method.evaluate(state, config.train.rounds - 1)
         ceilings = single_modality_ceilings(setting) if config.eval.ceiling_steps else None
         summary = scoring.summary(setting, predictions, log.records, communication, state.devices,
-                                  clock.seconds, ceilings)
+                                  COMPILE_CLOCK.seconds - compiled_before, ceilings)
         log.write_summary(summary)
-    finally:
-        checkpoints.close()
-        log.close()
-    write_report(workdir)
+        write_report(workdir)
     return summary
 
 
@@ -108,7 +108,10 @@ def _round(
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a second run of the same shapes starts at once."""
     folder = cache_dir() / "compiled"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # only a cache: without it every process compiles anew
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -117,14 +120,15 @@ def use_compilation_cache() -> None:
 class CompileClock:
     """Seconds this process has spent compiling, or fetching compiled programs, since creation."""
 
-    _EVENTS = ("/jax/core/compile/backend_compile_duration",
-               "/jax/core/compile/jaxpr_to_mlir_module_duration",
-               "/jax/core/compile/jaxpr_trace_duration")
+    _EVENT = "/jax/core/compile/backend_compile_duration"
 
     def __init__(self) -> None:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, duration: float, **_: Any) -> None:
-        if event in self._EVENTS:
-            self.seconds += duration
+    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == self._EVENT:
+            self.seconds += duration_secs
+
+
+COMPILE_CLOCK = CompileClock()  # one listener a process: JAX keeps no way to take it off again

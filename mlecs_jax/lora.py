@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 import re
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -62,12 +62,14 @@ def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int)
     """
     if rank < 1:
         raise UserError(f"lora.rank is {rank}; give a rank of 1 or more")
-    kernels = {path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(params).items()
-               if path[-1] == "kernel"}
+    kernels = {path[:-1]: leaf for path, leaf in _flatten(params).items() if path[-1] == "kernel"}
     generator = initial.rng(key)
     lora: dict[tuple[str, ...], np.ndarray] = {}
     for target in targets:
-        matches = [path for path in kernels if re.search(target, "/".join(path))]
+        try:
+            matches = [path for path in kernels if re.search(target, "/".join(path))]
+        except re.error as error:
+            raise UserError(f"lora.targets: '{target}' is no regular expression ({error})") from None
         if not matches:
             raise UserError(f"lora.targets: '{target}' matches no layer; layers are e.g. "
                             + ", ".join(sorted({path[-1] for path in kernels})))
@@ -83,7 +85,7 @@ def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int)
 def side_path(
     x: Float[Array, "*batch d_in"],
     a: Float[Array, "d_in r"],
-    b: Float[Array, r *d_out],
+    b: Float[Array, "r *d_out"],  # noqa: UP037  (reads as a product without its quotes)
     alpha: float,
 ) -> Array:
     """The adapter's contribution ``(alpha / r) · (x a) b``, ``[*batch, *d_out]``."""
@@ -95,8 +97,8 @@ def merge(params: Params, lora: Lora, alpha: float) -> Params:
 
     Training never merges: a merged weight is a copy of the backbone per client.
     """
-    flat = dict(traverse_util.flatten_dict(params))
-    adapters = traverse_util.flatten_dict(lora)
+    flat = dict(_flatten(params))
+    adapters = _flatten(lora)
     for path, a in adapters.items():
         if path[-1] == "a":
             b = adapters[(*path[:-1], "b")]
@@ -105,6 +107,11 @@ def merge(params: Params, lora: Lora, alpha: float) -> Params:
             kernel = (*path[:-1], "kernel")
             flat[kernel] = flat[kernel] + (alpha / a.shape[-1]) * delta.astype(flat[kernel].dtype)
     return traverse_util.unflatten_dict(flat)
+
+
+def _flatten(tree: Params) -> dict[tuple[str, ...], Any]:
+    """Leaves by path; flax's own type also allows for inner nodes, which only an option keeps."""
+    return cast(dict[tuple[str, ...], Any], traverse_util.flatten_dict(tree))
 
 
 def count(tree: Any) -> int:

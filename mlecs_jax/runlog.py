@@ -6,6 +6,8 @@ round's checkpoint, and lines of rounds that no checkpoint confirms are dropped 
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,41 +15,69 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_jax.config import SPEED_ONLY
+from mlecs_jax.data.samples import Samples
 from mlecs_jax.errors import UserError
 
+KEPT = 2  # rounds of metrics a kill, or a torn checkpoint, may leave unconfirmed
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 
 
 class RunLog:
     """Writes a run's folder; see the module's docstring.
 
+    The folder is locked as long as the log is open: two processes never write one run.
+
+    Args:
+      identity: the whole configuration, and under ``data`` what :func:`data_identity` says.
+
     Raises:
-      UserError: the folder holds a run of another configuration, or cannot be written.
+      UserError: the folder holds a run of another configuration or of other data, another process
+        is running in it, or it cannot be written.
     """
 
-    def __init__(self, workdir: Path, config: Mapping[str, Any]):
+    def __init__(self, workdir: Path, identity: Mapping[str, Any]):
         self.workdir = workdir
+        self.records: list[dict[str, Any]] = []
+        self._events: Any = None
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            self._claim(config)
+            self._lock = open(workdir / ".lock", "w")  # noqa: SIM115: held until close
         except OSError as error:
             raise UserError(f"cannot write to workdir {workdir}: {error.strerror}; choose another "
                             "with --workdir") from None
-        self.records: list[dict[str, Any]] = []
-        self._events: Any = None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is running in workdir {workdir}; wait for it, or use "
+                            "another --workdir") from None
+        self._claim(identity)
 
-    @property
-    def summary_path(self) -> Path:
-        return self.workdir / SUMMARY
+    def finished_summary(self, complete_rounds: int) -> dict[str, Any] | None:
+        """The summary of a run whose ``complete_rounds`` are all there are; None otherwise."""
+        path = self.workdir / SUMMARY
+        if not path.exists():
+            return None
+        summary = _read_json(path)
+        return summary if summary.get("rounds") == complete_rounds else None
 
     def resume(self, complete_rounds: int) -> None:
-        """Keeps the records of the first ``complete_rounds`` rounds and drops what came after."""
+        """Keeps the records of the first ``complete_rounds`` rounds and drops what came after.
+
+        Raises:
+          UserError: records are missing or torn, or there are more than a killed run leaves behind
+            (checkpoints were removed), so that dropping them would lose something.
+        """
         path = self.workdir / METRICS
         lines = path.read_text().splitlines() if path.exists() else []
-        self.records = [json.loads(line) for line in lines[:complete_rounds]]
-        if len(self.records) < complete_rounds:
-            raise UserError(f"{path} has {len(self.records)} lines but {complete_rounds} rounds "
-                            "are saved; restore it, or use another --workdir")
+        whole = [record for record in map(_parse_line, lines) if record is not None]
+        if any(_parse_line(line) is None for line in lines[:complete_rounds]) or len(
+                lines) < complete_rounds:
+            raise UserError(f"{path} has {len(whole)} whole lines but {complete_rounds} rounds are "
+                            "saved; restore it, or use another --workdir")
+        if len(whole) > complete_rounds + KEPT:
+            raise UserError(f"{path} has {len(whole)} rounds but only {complete_rounds} are saved; "
+                            "restore checkpoints/, or use another --workdir")
+        self.records = whole[:complete_rounds]
         _write(path, "".join(line + "\n" for line in lines[:complete_rounds]))
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -64,25 +94,25 @@ class RunLog:
         _write(self.summary_path, json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
+        """Ends the run's claim on the folder."""
         if self._events is not None:
             self._events.close()
+        self._lock.close()
 
-    def _claim(self, config: Mapping[str, Any]) -> None:
+    def _claim(self, identity: Mapping[str, Any]) -> None:
+        """Writes ``config.json``, unless the folder holds rounds of another run."""
         path = self.workdir / CONFIG
-        if path.exists():
-            try:
-                found = json.loads(path.read_text())
-            except ValueError:
-                raise UserError(f"{path} is not JSON; remove it or use another --workdir") from None
-            changed = [key for key in _differences(found, config)
+        metrics = self.workdir / METRICS
+        if metrics.exists() and metrics.stat().st_size:
+            if not path.exists():
+                raise UserError(f"workdir {self.workdir} holds metrics but no {CONFIG}; use "
+                                "another --workdir")
+            changed = [key for key in _differences(_read_json(path), identity)
                        if key.split(".")[0] not in SPEED_ONLY]
             if changed:
                 raise UserError(f"workdir {self.workdir} belongs to a run with another "
                                 f"{', '.join(changed)}; use another --workdir or the same values")
-        elif (self.workdir / METRICS).exists():
-            raise UserError(f"workdir {self.workdir} holds metrics but no {CONFIG}; use another "
-                            "--workdir")
-        _write(path, json.dumps(config, indent=2) + "\n")
+        _write(path, json.dumps(identity, indent=2) + "\n")
 
     def _write_events(self, record: Mapping[str, Any]) -> None:
         """The round's numbers as TensorBoard events."""
@@ -91,8 +121,37 @@ class RunLog:
 
             self._events = SummaryWriter(
                 str(self.workdir / "events"), purge_step=record["round"], flush_secs=10)
+            self._events.add_text("data_source", record["data_source"], record["round"])
         for name, value in _scalars(record):
             self._events.add_scalar(name, value, record["round"])
+
+
+def data_identity(samples: Samples) -> dict[str, Any]:
+    """What a run was trained on: its source, size and a hash of every reading and target."""
+    digest = hashlib.sha256()
+    for values in (*samples.inputs.values(), samples.present, samples.groups, samples.labels,
+                   samples.devices):
+        if values is not None:
+            digest.update(values.tobytes())
+    digest.update("\n".join(samples.texts or ()).encode())
+    return {"source": samples.source, "samples": len(samples), "sha256": digest.hexdigest()}
+
+
+def _parse_line(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, OSError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged; restore it, or use another --workdir")
+    return found
 
 
 def _write(path: Path, text: str) -> None:

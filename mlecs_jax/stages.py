@@ -128,7 +128,8 @@ def se_ccl_stage(setting: Setting, shared, server: dict[str, Params], key: jax.A
                  "volume": volume,
                  "kt_llm": transfer(slm_logits, llm_logits),
                  "kt_slm": transfer(llm_logits, slm_logits)}
-        return sum(weights[name] * term for name, term in terms.items()), terms
+        weighted = (weights[name] * term for name, term in terms.items())
+        return functools.reduce(jnp.add, weighted), terms
 
     return fit(loss, server, batch_at, shared["steps"], shared["rates"], steps_key,
                transform=per_learner(optimiser(options.train.clip)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -18,6 +18,8 @@ from mlecs_jax.clients import CLIENT_AXIS
 from mlecs_jax.errors import UserError
 
 Tree = Any
+# jax exports the class as a variable, which a type checker does not take for a type.
+Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Topology:
     def create(
         cls,
         num_clients: int,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Device] | None = None,
         cloud_devices: int = 1,
     ) -> Topology:
         """Splits the machine's devices into the two tiers.
@@ -69,5 +71,5 @@ class Topology:
         return jax.device_put(tree, NamedSharding(self.cloud, PartitionSpec()))
 
 
-def _mesh(devices: Sequence[jax.Device], axis: str) -> Mesh:
+def _mesh(devices: Sequence[Device], axis: str) -> Mesh:
     return Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))

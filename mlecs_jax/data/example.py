@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 from PIL import Image
+from pyarrow import parquet
 
 from mlecs_jax.errors import UserError
 
@@ -63,7 +63,7 @@ def write(folder: Path, *, rows: int = 600, seed: int = 0) -> Path:
         for old in (folder / "camera").glob("*.png"):
             old.unlink()
         np.save(folder / "vibration.npy", _vibration(rng, state))
-        pa.parquet.write_table(pa.table({
+        parquet.write_table(pa.table({
             "part": part,
             "shift": [f"shift {number:02d}" for number in shift],
             "hall": [_HALLS[number % len(_HALLS)] for number in shift],

@@ -27,7 +27,8 @@ def load(config: DataConfig) -> Samples:
         if config.source == "simulated":
             raise UserError("data.source=simulated does not go with your own table; use auto")
         return table.load(config.manifest)
-    if config.source == "simulated" or (config.source == "auto" and not ur_fall.is_available()):
+    if config.source == "simulated" or (config.source == "auto" and not ur_fall.is_available(
+            config.rgb_size)):
         if config.rgb != "frames":
             raise UserError(f"data.rgb={config.rgb} names features of real frames; simulated data "
                             "have rgb=frames")

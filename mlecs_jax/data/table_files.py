@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from PIL import Image
+from pyarrow import csv, parquet
 
 from mlecs_jax.errors import UserError
 
@@ -265,19 +264,19 @@ def _read_columns(entry: Entry, path: Path, names: list[str], *,
         raise entry.error(f"{path.name}: 'key' is for .npz files; name table columns instead")
     try:
         if path.suffix.lower() == ".parquet":
-            known = pa.parquet.read_schema(path).names
+            known = parquet.read_schema(path).names
         else:
-            with pa.csv.open_csv(path) as reader:
+            with csv.open_csv(path) as reader:
                 known = reader.schema.names
         for name in names:
             if name not in known:
                 raise entry.error(f"{path.name}: has no column '{name}'"
                                   f"{did_you_mean(name, known)}")
         if path.suffix.lower() == ".parquet":
-            table = pa.parquet.read_table(path, columns=names)
+            table = parquet.read_table(path, columns=names)
         else:
             types = dict.fromkeys(names, pa.string()) if as_text else None
-            table = pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(
+            table = csv.read_csv(path, convert_options=csv.ConvertOptions(
                 include_columns=names, column_types=types))
     except (pa.ArrowException, OSError) as error:
         raise entry.error(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None

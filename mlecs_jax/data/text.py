@@ -54,7 +54,7 @@ def answer_ids(num_classes: int, tokenizer: Tokenizer) -> tuple[int, ...]:
     """
     if num_classes > len(ANSWERS):
         raise UserError(f"{num_classes} classes: at most {len(ANSWERS)} can be answered by one "
-                        "token; merge classes or use text targets")
+                        "token; merge classes")
     ids = [tokenizer.encode(answer) for answer in ANSWERS[:num_classes]]
     if any(len(token) != 1 for token in ids):
         raise UserError("the tokenizer splits single digits or letters into several tokens; "

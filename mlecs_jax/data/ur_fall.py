@@ -16,7 +16,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -57,6 +57,7 @@ class UrFall(tfds.core.GeneratorBasedBuilder):
     # tfds finds this file through `importlib_resources`, which it does not install.
     code_path = tfds.core.Path(__file__)
 
+    builder_config: UrFallConfig  # the base class has it, of the base's type
     sequences: list[ur_fall_files.LabelledSequence] = []
     on_sequence: Callable[[str], None] = staticmethod(lambda name: None)
 
@@ -213,7 +214,8 @@ def read_columns(rgb_size: int = 32) -> dict[str, np.ndarray]:
     folder = _prepared_folder(rgb_size)
     try:
         # One example holds a whole sequence, so a plain loop over 70 is all there is to read.
-        examples = list(tfds.builder_from_directory(folder).as_data_source("train"))
+        builder = cast(Any, tfds.builder_from_directory(folder))  # a decorator hides the arguments
+        examples = list(builder.as_data_source("train"))
     except (RuntimeError, ValueError) as error:  # of array_record, or of tfds for an empty record
         raise UserError(f"the prepared dataset {folder} is damaged "
                         f"({str(error).splitlines()[0]}); remove it and prepare again") from error

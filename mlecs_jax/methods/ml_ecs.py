@@ -85,8 +85,7 @@ def build(setting: Setting) -> Method:
             "lora": setting.join([params["lora"] for params in devices]),
             "modalities": setting.federation.owned_at(r).sum(axis=1)})
         # 5. MMA, Eq. 13.
-        counts = uploads["modalities"]
-        weights = counts if options.method.mma else jnp.ones_like(counts)
+        weights = aggregate.modality_weights(uploads["modalities"], equal=not options.method.mma)
         slm_lora = aggregate.weighted_mean(uploads["lora"], weights)
         # 6. SE-CCL, Eqs. 14–16.
         server = {"llm": state.server["llm"], "slm": state.server["slm"] | {"lora": slm_lora}}

@@ -7,7 +7,7 @@ H head width, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mlecs_jax import lora
 from mlecs_jax.lora import LoraConfig
+
+Family = Literal["gpt2", "gptj"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class DecoderConfig:
       remat: recompute activations in the backward pass (needs ``scan_layers``).
     """
 
-    family: Literal["gpt2", "gptj"]
+    family: Family
     vocab_size: int
     num_layers: int
     width: int
@@ -209,9 +211,10 @@ class Decoder(nn.Module):
             x = x + jnp.take(self.wpe, positions, axis=0)
         if c.scan_layers:
             block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+            in_axes = cast(Any, (nn.broadcast, nn.broadcast))  # untyped in flax: its default is int
             scanned = nn.scan(block, variable_axes={"params": 0, "lora": 0},
                               split_rngs={"params": True, "dropout": True},
-                              in_axes=(nn.broadcast, nn.broadcast), length=c.num_layers)
+                              in_axes=in_axes, length=c.num_layers)
             x, _ = scanned(c, self.lora_config, deterministic, name="blocks")(x, positions, keep)
         else:
             for i in range(c.num_layers):

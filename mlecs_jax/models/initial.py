@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -28,7 +28,9 @@ def draw(
     under ``blocks`` is not counted), embedding tables normal with ``embedding_std``, scales one,
     biases zero.
     """
-    shapes = traverse_util.flatten_dict(jax.eval_shape(init, key)["params"])
+    # flax's type also allows for inner nodes, which only an option keeps.
+    shapes = cast(dict[tuple[str, ...], jax.ShapeDtypeStruct],
+                  traverse_util.flatten_dict(jax.eval_shape(init, key)["params"]))
     generator = rng(key)
     params = {}
     for path in sorted(shapes):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,9 @@ class MultimodalModel:
     ) -> tuple[Float[Array, "B M d"], Float[Array, "B d"]]:
         """Projected modality vectors (zero where absent) and the fused representation."""
         encoded = self.extractor.apply({"params": params["extractor"]}, inputs)
-        return self.connector.apply({"params": params["connector"]}, encoded, mask)
+        # Casts here and below: flax's type of `apply` also allows for mutated variables.
+        return cast(tuple[Array, Array], self.connector.apply(
+            {"params": params["connector"]}, encoded, mask))
 
     def answer(
         self,
@@ -109,16 +111,16 @@ class MultimodalModel:
           key: dropout key; None evaluates without dropout.
         """
         deterministic = key is None
-        keys = (None, None) if key is None else jax.random.split(key)
-        prefix = self.generator.apply(
+        keys = None if key is None else jax.random.split(key)
+        prefix = cast(Array, self.generator.apply(
             {"params": params["generator"]}, fused, deterministic=deterministic,
-            rngs=None if deterministic else {"dropout": keys[0]})
+            rngs=None if keys is None else {"dropout": keys[0]}))
         prompt = jnp.asarray(self.prompt, jnp.int32)
         prompt = jnp.broadcast_to(prompt, (len(target), len(self.prompt)))
         tokens = jnp.concatenate([prompt, jnp.maximum(target[:, :-1], 0)], axis=1)
         variables = {"params": backbone, "lora": params["lora"]}
-        hidden = self.decoder.apply(
+        hidden = cast(Array, self.decoder.apply(
             variables, tokens, prefix=prefix, deterministic=deterministic,
-            rngs=None if deterministic else {"dropout": keys[1]}, method="hidden")
+            rngs=None if keys is None else {"dropout": keys[1]}, method="hidden"))
         first = prefix.shape[1] + len(self.prompt) - 1  # the state that predicts the first token
-        return self.decoder.apply(variables, hidden[:, first:], method="logits")
+        return cast(Array, self.decoder.apply(variables, hidden[:, first:], method="logits"))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import cast
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.models.decoder import DecoderConfig
+from mlecs_jax.models.decoder import DecoderConfig, Family
 
 GPT2_VOCABULARY = 50_257
 GPTJ_VOCABULARY = 50_400  # GPT-2's 50,257 and 143 unused rows
 
 _SMALL = re.compile(r"(gpt2|gptj)-(\d+)x(\d+)(?:x(\d+))?")
-_NAMED = {
+_NAMED: dict[str, tuple[Family, int, int, int, int, int]] = {
     # name: (family, vocabulary, layers, width, heads, positions)
     "gpt2": ("gpt2", GPT2_VOCABULARY, 12, 768, 12, 1024),
     "gpt2-large": ("gpt2", GPT2_VOCABULARY, 36, 1280, 20, 1024),
@@ -43,5 +44,6 @@ def decoder_config(name: str, vocab_size: int) -> DecoderConfig:
     if not layers or not heads or width % (2 * heads):
         raise UserError(f"backbone '{name}': the width must be a multiple of twice the "
                         f"{heads} heads")
-    return DecoderConfig(match[1], -(-vocab_size // 8) * 8, layers, width, heads,
+    family = cast(Family, match[1])  # the pattern takes no other
+    return DecoderConfig(family, -(-vocab_size // 8) * 8, layers, width, heads,
                          rotary_dim=max(2, width // heads // 4 * 2))

@@ -79,7 +79,8 @@ def test_uplink_is_lora_and_one_count(reference):
 def test_without_se_ccl_the_aggregate_goes_back_unchanged():
     setting, method, state = build(**{"method.se_ccl": False})
     after, diagnostics = run(method, state, rounds=1)
-    weights = aggregate.modality_weights(jnp.asarray(setting.federation.owned_at(0)))
+    weights = aggregate.modality_weights(
+        jnp.asarray(setting.federation.owned_at(0).sum(axis=1)))
     expected = aggregate.weighted_mean(after.devices[0]["lora"], weights)
     assert_close(after.broadcast, expected, atol=1e-7)
     del diagnostics
