@@ -13,7 +13,7 @@ from mlecs_jax.errors import UserError
 
 State = Any
 KEPT = 2
-DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OSError)  # what orbax raises on torn files
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OSError)  # orbax on torn files
 
 
 class Checkpoints:
@@ -52,14 +52,16 @@ class Checkpoints:
         for step in steps:
             try:
                 found = self._checkpointer.checkpointables_metadata(step).metadata["state"]
+                if not jax.tree.leaves(found):
+                    continue  # its description is torn
                 mismatch = _first_mismatch(abstract, found)
                 if not mismatch:
                     saved = self._checkpointer.load_checkpointables(step, {"state": abstract})
                     return step, serialization.from_state_dict(like, saved["state"])
             except DAMAGED:
                 continue  # a torn file: the round before is kept for this
-            raise UserError(f"checkpoint {step} in {self._folder} is of another shape ({mismatch}); "
-                            "use another --workdir")
+            raise UserError(f"checkpoint {step} in {self._folder} is of another shape "
+                            f"({mismatch}); use another --workdir")
         if steps:
             raise UserError(f"the checkpoints in {self._folder} are damaged; restore them, or use "
                             "another --workdir to begin again")

@@ -69,7 +69,7 @@ def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int)
         try:
             matches = [path for path in kernels if re.search(target, "/".join(path))]
         except re.error as error:
-            raise UserError(f"lora.targets: '{target}' is no regular expression ({error})") from None
+            raise UserError(f"lora.targets: '{target}' is no pattern ({error})") from None
         if not matches:
             raise UserError(f"lora.targets: '{target}' matches no layer; layers are e.g. "
                             + ", ".join(sorted({path[-1] for path in kernels})))

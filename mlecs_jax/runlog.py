@@ -41,16 +41,15 @@ class RunLog:
         self._events: Any = None
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            self._lock = open(workdir / ".lock", "w")  # noqa: SIM115: held until close
+            self._lock = open(workdir / ".lock", "w")  # held until close
         except OSError as error:
             raise UserError(f"cannot write to workdir {workdir}: {error.strerror}; choose another "
                             "with --workdir") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is running in workdir {workdir}; wait for it, or use "
-                            "another --workdir") from None
-        self._claim(identity)
+            self._claim(identity)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def finished_summary(self, complete_rounds: int) -> dict[str, Any] | None:
         """The summary of a run whose ``complete_rounds`` are all there are; None otherwise."""
@@ -91,7 +90,7 @@ class RunLog:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``, whole or not at all."""
-        _write(self.summary_path, json.dumps(summary, indent=2) + "\n")
+        _write(self.workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
         """Ends the run's claim on the folder."""
@@ -100,7 +99,12 @@ class RunLog:
         self._lock.close()
 
     def _claim(self, identity: Mapping[str, Any]) -> None:
-        """Writes ``config.json``, unless the folder holds rounds of another run."""
+        """Locks the folder and writes ``config.json``, unless it holds rounds of another run."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is running in workdir {self.workdir}; wait for it, "
+                            "or use another --workdir") from None
         path = self.workdir / CONFIG
         metrics = self.workdir / METRICS
         if metrics.exists() and metrics.stat().st_size:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from mlecs_jax import cli, run
@@ -27,6 +28,10 @@ def parse(*arguments):
 @pytest.mark.parametrize("variant", ["", ":smoke", ":cpu", ":paper"])
 def test_every_shipped_config_parses(name, variant):
     assert parse(f"--config={name}{variant}").train.rounds >= 1
+
+
+def test_a_space_is_as_good_as_an_equals_sign():
+    assert parse("--config", "ur_fall:smoke") == parse("--config=ur_fall:smoke")
 
 
 def test_overrides_are_typed():
@@ -55,6 +60,10 @@ def test_overrides_are_typed():
     (["--config=ur_fall", "--config.data.source=fake"], "data.source is 'fake'.*simulated"),
     (["--config=ur_fall", "--config.data.split=video"], "data.split is 'video'"),
     (["--config=ur_fall", "--config.lora.dropout=1.0"], r"lora.dropout is 1.0"),
+    (["--config=ur_fall", "--config.partition.seed=-1"], "partition.seed is -1"),
+    (["--config=ur_fall", "--config.model.encoder_hidden=0"], "model.encoder_hidden is 0"),
+    (["--config=ur_fall", "--config.train.learning_rate=nan"], "learning_rate is nan"),
+    (["--config=ur_fall", "--config.ccl.weight=-1"], "ccl.weight is -1"),
 ])
 def test_bad_input_is_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
@@ -92,22 +101,29 @@ def test_same_command_names_the_same_folder():
 
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_ends_bit_equal(tmp_path):
-    """SIGKILL at moments spread over a whole run, each time begun again by the same command."""
+    """SIGKILL ten times, at seeded random moments after the first round has begun to be possible,
+    each time begun again by the same command."""
+    rounds = 60
+    arguments = [*TINY, f"--config.train.rounds={rounds}"]
     environment = {"MLECS_CACHE_DIR": str(tmp_path / "cache")}
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    began = time.monotonic()
-    assert execute(*TINY, f"--workdir={unbroken}", cwd=tmp_path, **environment).returncode == 0
-    began = time.monotonic()  # the second run is of a warm cache, as the killed ones will be
-    assert execute(*TINY, f"--workdir={tmp_path / 'warm'}", cwd=tmp_path,
-                   **environment).returncode == 0
-    whole = time.monotonic() - began
-    for i in range(10):
+    assert execute(*arguments, f"--workdir={unbroken}", cwd=tmp_path, **environment).returncode == 0
+    rng = np.random.default_rng(0)
+    unfinished = 0
+    for _ in range(10):
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlecs_jax.run", *TINY, f"--workdir={killed}"], cwd=tmp_path,
-            env={**os.environ, **environment}, stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "mlecs_jax.run", *arguments, f"--workdir={killed}"],
+            cwd=tmp_path, env={**os.environ, **environment}, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL)
-        time.sleep(whole * (0.35 + 0.6 * ((i * 0.618) % 1)))
+        records = killed / "metrics.jsonl"
+        before = len(records.read_text().splitlines()) if records.exists() else 0
+        while process.poll() is None and (
+                not records.exists() or len(records.read_text().splitlines()) <= before):
+            time.sleep(0.02)  # until this process has added a round
+        time.sleep(rng.uniform(0, 1.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert execute(*TINY, f"--workdir={killed}", cwd=tmp_path, **environment).returncode == 0
-    assert_same_end(unbroken, killed, parse(*TINY))
+        unfinished += not (killed / "summary.json").exists()
+    assert unfinished == 10  # every kill found work in hand
+    assert execute(*arguments, f"--workdir={killed}", cwd=tmp_path, **environment).returncode == 0
+    assert_same_end(unbroken, killed, parse(*arguments))

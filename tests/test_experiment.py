@@ -1,5 +1,7 @@
 """A run end to end: its files, resuming, and what it refuses."""
 
+import contextlib
+import fcntl
 import json
 import shutil
 
@@ -32,11 +34,8 @@ def without_timing(summary):
 
 def final_state(workdir, like):
     """Number of complete rounds, and the last saved state."""
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    try:
-        return checkpoints.latest, jax.device_get(checkpoints.restore(like))
-    finally:
-        checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        return jax.device_get(checkpoints.restore(like))
 
 
 def assert_same_end(a, b, run_config):
@@ -46,7 +45,7 @@ def assert_same_end(a, b, run_config):
     method = methods.build(assemble.setting(run_config))
     like = method.init(jax.random.key(1))
     (steps_a, state_a), (steps_b, state_b) = final_state(a, like), final_state(b, like)
-    assert steps_a == steps_b == ROUNDS
+    assert steps_a == steps_b == run_config.train.rounds
     jax.tree.map(np.testing.assert_array_equal, state_a, state_b)
 
 
@@ -64,7 +63,8 @@ def test_files_and_the_summary_contract(finished):
     np.testing.assert_allclose(summary["client"]["avg_f1"], np.mean(f1))
     assert summary["client"]["worst_f1"] == min(f1) and summary["client"]["best_f1"] == max(f1)
     assert {path.name for path in workdir.iterdir()} == {
-        "config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "events"}
+        "config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "events",
+        ".lock"}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == list(range(ROUNDS))
     assert set(lines[0]["eval"]["test"]) == {"after_amt", "after_broadcast", "server"}
@@ -73,6 +73,7 @@ def test_files_and_the_summary_contract(finished):
 def test_every_output_says_simulated(finished):
     workdir, summary = finished
     assert summary["data_source"] == "simulated"
+    assert json.loads((workdir / "config.json").read_text())["samples"]["source"] == "simulated"
     assert all(json.loads(line)["data_source"] == "simulated"
                for line in (workdir / "metrics.jsonl").read_text().splitlines())
     assert "imulated" in (workdir / "report.html").read_text()
@@ -110,7 +111,7 @@ def test_a_finished_run_is_not_trained_again(finished, tmp_path):
     copy = shutil.copytree(finished[0], tmp_path / "copy")
     seen = []
     again = experiment.run(options(), copy, on_round=seen.append)
-    assert not seen and without_timing(again) == without_timing(finished[1])
+    assert not seen and again == finished[1]
 
 
 def test_back_end_may_change_on_resuming_and_nothing_else(finished, tmp_path):
@@ -120,19 +121,79 @@ def test_back_end_may_change_on_resuming_and_nothing_else(finished, tmp_path):
         experiment.run(options(seed=5, **{"lora.rank": 3}), copy)
 
 
+def test_other_data_do_not_resume(finished, tmp_path):
+    """What `auto` found the first time binds the folder: real data prepared later do not mix in."""
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    identity = json.loads((copy / "config.json").read_text())
+    identity["samples"] |= {"source": "real", "sha256": "0"}
+    (copy / "config.json").write_text(json.dumps(identity))
+    with pytest.raises(UserError, match="another samples.sha256, samples.source"):
+        experiment.run(options(), copy)
+
+
+def test_a_failed_start_does_not_claim_the_folder(finished, tmp_path):
+    with pytest.raises(UserError, match="too few"):
+        experiment.run(options(**{"partition.num_clients": 10_000}), tmp_path)
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    assert experiment.run(options(), tmp_path) == finished[1]
+
+
+def test_two_processes_do_not_write_one_run(finished, tmp_path):
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    with open(copy / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is running"):
+            experiment.run(options(), copy)
+
+
 def test_a_checkpoint_of_another_shape_is_named(finished, tmp_path):
     copy = shutil.copytree(finished[0], tmp_path / "copy")
     (copy / "config.json").unlink()
     (copy / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match="of another shape"):
+    with pytest.raises(UserError, match=r"of another shape .*expected \(16, 3\), found \(16, 2\)"):
         experiment.run(options(**{"lora.rank": 3}), copy)
 
 
-def test_lost_metrics_are_named(finished, tmp_path):
+def test_a_torn_checkpoint_gives_way_to_the_round_before(finished, tmp_path):
     copy = shutil.copytree(finished[0], tmp_path / "copy")
-    (copy / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="has 0 lines but 3 rounds are saved"):
+    for path in (copy / "checkpoints" / "3").rglob("*"):
+        if path.is_file() and path.parent.name != "3":
+            path.write_bytes(path.read_bytes()[:10])
+    (copy / "summary.json").unlink()
+    seen = []
+    experiment.run(options(), copy, on_round=seen.append)
+    assert [record["round"] for record in seen] == [2]
+    assert_same_end(finished[0], copy, options())
+
+
+@pytest.mark.parametrize("name,content,message", [
+    ("metrics.jsonl", "", "0 whole lines but 3 rounds are saved"),
+    ("metrics.jsonl", "{\n{}\n{}\n", "2 whole lines but 3 rounds are saved"),
+    ("config.json", "{torn", "config.json is damaged"),
+    ("config.json", "[1]", "config.json is damaged")])
+def test_torn_records_are_named(finished, tmp_path, name, content, message):
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    (copy / name).write_text(content)
+    with pytest.raises(UserError, match=message):
         experiment.run(options(), copy)
+
+
+def test_records_are_kept_when_the_checkpoints_are_gone(finished, tmp_path):
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match="3 rounds but only 0 are saved"):
+        experiment.run(options(), copy)
+    assert len((copy / "metrics.jsonl").read_text().splitlines()) == ROUNDS
+
+
+def test_unusable_folders_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to workdir"):
+        experiment.run(options(), tmp_path / "file")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="checkpoints is not a folder"):
+        experiment.run(options(), tmp_path / "run")
 
 
 def test_ceilings_are_reported(tmp_path):
