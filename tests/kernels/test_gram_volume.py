@@ -198,10 +198,12 @@ class TestTiled(Suite):
     specs, wide, takes_negatives = SPECS[1:3], True, True
 
 
+@pytest.mark.slow  # interpreted kernels take minutes
 class TestPallasTpu(Suite):
     solver = pallas_tpu.solver((16, 128), True)
 
 
+@pytest.mark.slow  # interpreted kernels take minutes
 class TestPallasTpuInterpreter(Suite):
     """The TPU interpreter also reports output blocks that are returned to after being left."""
 
@@ -212,8 +214,22 @@ class TestPallasTpuInterpreter(Suite):
         pytest.skip("this interpreter has no vmap; TestPallasTpu covers it")
 
 
+@pytest.mark.slow  # interpreted kernels take minutes
 class TestPallasGpu(Suite):
     solver = pallas_gpu.solver((16, 16), True)
+
+
+@pytest.mark.parametrize("solver", [TestPallasTpu.solver, TestPallasGpu.solver],
+                         ids=["tpu", "gpu"])
+def test_pallas_kernels_at_a_glance(solver, monkeypatch):
+    """One shape of what the slow suites go through whole."""
+    monkeypatch.setattr(dispatch, "choose", lambda implementation, problem: solver)
+    arrays = draw(SMALL[0])
+    value, grads = value_and_grads(
+        gram_volume.volume_contrastive_loss, arrays, jnp.float32, label_smoothing=0.1)
+    true_value, true_grads = expected(arrays, jnp.float32, label_smoothing=0.1)
+    np.testing.assert_allclose(value, true_value, rtol=2e-6, atol=2e-6)
+    check([np.asarray(g) for g in grads], true_grads, 5e-6)
 
 
 def test_volume_is_the_root_of_the_gram_determinant():
