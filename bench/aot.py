@@ -73,6 +73,7 @@ class Program(NamedTuple):
 def gram_volume_programs(target: str) -> Iterator[Program]:
     import jax
     import jax.numpy as jnp
+
     from mlecs_jax.kernels.gram_volume import (
         arg_specs,
         pairs,
@@ -122,6 +123,7 @@ def lm_head_programs(target: str) -> Iterator[Program]:
     """Loss and gradient of the hidden states, logits written out beside chunks."""
     import jax
     import jax.numpy as jnp
+
     from mlecs_jax.kernels import lm_head
     from mlecs_jax.kernels.lm_head import arg_specs, vocabulary
 
@@ -158,6 +160,7 @@ def lm_head_programs(target: str) -> Iterator[Program]:
 def shared_lora_programs(target: str) -> Iterator[Program]:
     import jax
     import jax.numpy as jnp
+
     from mlecs_jax.kernels import shared_lora
     from mlecs_jax.kernels.shared_lora import arg_specs
 

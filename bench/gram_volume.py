@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from mlecs_jax.kernels import gram_volume
 from timing import measure, save, table, temp_mib
+
+from mlecs_jax.kernels import gram_volume
 
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 

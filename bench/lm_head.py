@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from timing import measure, save, table, temp_mib
+
 from mlecs_jax.kernels import lm_head
 from mlecs_jax.kernels.lm_head.arg_specs import BENCH_SPECS, ArgSpec
-from timing import measure, save, table, temp_mib
 
 
 def losses(spec: ArgSpec, trained: bool) -> dict[str, tuple[Any, tuple[Any, ...]]]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from timing import measure, save, table, temp_mib
+
 from mlecs_jax.kernels import shared_lora
 from mlecs_jax.kernels.shared_lora.arg_specs import BENCH_SPECS, ArgSpec
-from timing import measure, save, table, temp_mib
 
 
 def block(adapters: Any, weights: Any, x: Any) -> Any:

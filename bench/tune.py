@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from gram_volume import DTYPES, draw
+from timing import measure, table
+
 from mlecs_jax.kernels.gram_volume import (
     pairs,
     pallas_gpu,
@@ -24,7 +26,6 @@ from mlecs_jax.kernels.gram_volume import (
     tuning,
     xla_tiled,
 )
-from timing import measure, table
 
 TILES = {
     "gpu": ((64, 32), (64, 64), (128, 32), (128, 64), (128, 128)),

@@ -1,6 +1,7 @@
 """ML-ECS on a user's own data: ``--config=table --config.data.manifest=FILE``."""
 
 from ml_collections import ConfigDict
+
 from mlecs_jax.configs import ur_fall
 
 

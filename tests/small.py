@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from mlecs_jax.configs import ur_fall
 
 from mlecs_jax import config as configs
 from mlecs_jax.config import Config
+from mlecs_jax.configs import ur_fall
 from mlecs_jax.data.samples import Samples
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
 from mlecs_jax.kernels.gram_volume import dispatch, pairs, reference, schur, solve
 
 Mode = Literal["exact", "gram_parity"]

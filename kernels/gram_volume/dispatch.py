@@ -8,6 +8,7 @@ XLA: a kernel nobody has timed on a device is not its default.
 from typing import NamedTuple
 
 import jax
+
 from mlecs_jax.kernels.gram_volume import pairs, pallas_gpu, pallas_tpu, xla, xla_tiled
 from mlecs_jax.kernels.gram_volume.tuning import TUNED
 

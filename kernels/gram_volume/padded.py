@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
 from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, floors
 
 

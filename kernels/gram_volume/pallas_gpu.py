@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+
 from mlecs_jax.kernels.gram_volume.padded import Padded, pad, padded, round_up
 from mlecs_jax.kernels.gram_volume.pairs import (
     Gradients,

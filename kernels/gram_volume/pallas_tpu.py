@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+
 from mlecs_jax.kernels.gram_volume.padded import Padded, pad, padded, round_up
 from mlecs_jax.kernels.gram_volume.pairs import (
     Gradients,

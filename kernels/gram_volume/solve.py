@@ -8,6 +8,7 @@ the gather into a reduce-scatter of the anchors' gradients.
 
 import jax
 import jax.numpy as jnp
+
 from mlecs_jax.kernels.gram_volume import pairs, schur
 
 

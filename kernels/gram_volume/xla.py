@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
 from mlecs_jax.kernels.gram_volume.pairs import (
     Gradients,
     Pairs,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
 from mlecs_jax.kernels.gram_volume.pairs import (
     Gradients,
     Pairs,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
 from mlecs_jax.kernels.lm_head import cross_entropy as chunked
 from mlecs_jax.kernels.lm_head import kl, reference, vocabulary
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
 from mlecs_jax.kernels.lm_head import vocabulary
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
 from mlecs_jax.kernels.lm_head import reference, vocabulary
 
 

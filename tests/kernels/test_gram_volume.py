@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+
 from mlecs_jax.kernels import gram_volume
 from mlecs_jax.kernels.gram_volume import (
     arg_specs,

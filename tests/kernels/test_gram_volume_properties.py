@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from mlecs_jax.kernels import gram_volume
 
 FAMILIES = ("normal", "duplicate", "zero", "equal", "one_hot", "sparse", "tiny", "huge", "line")

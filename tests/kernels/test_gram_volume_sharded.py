@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+
 from mlecs_jax.kernels import gram_volume
 
 B, K, D = 16, 3, 24

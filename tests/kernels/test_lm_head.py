@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from mlecs_jax.kernels import lm_head
 from mlecs_jax.kernels.lm_head import vocabulary
 from mlecs_jax.kernels.lm_head.arg_specs import TEST_SPECS

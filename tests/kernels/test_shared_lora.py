@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from mlecs_jax.kernels import shared_lora
 from mlecs_jax.kernels.shared_lora import reference
 from mlecs_jax.kernels.shared_lora.arg_specs import TEST_SPECS
