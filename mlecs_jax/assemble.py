@@ -65,7 +65,9 @@ def from_samples(
         cohorts=tuple(_cohort(federation, topology, clients, widen(slm, widths))
                       for clients, widths in groups),
         slm=slm, llm=llm, answer_ids=answer_ids,
-        edge=topology.to_edge(shared),
+        edge=topology.to_edge(shared | {
+            "held_out": federation.held_out.replace(available=None)
+            if federation.held_out_is_common else None}),
         cloud=topology.to_cloud(shared | {"llm": llm_backbone,
                                           "public_held_out": federation.public_held_out}))
 
@@ -155,5 +157,6 @@ def _cohort(
         return topology.to_edge(jax.tree.map(lambda x: x[clients], tree), per_client=True)
 
     return Cohort(clients=clients, model=model, train=own(federation.train),
-                  held_out=own(federation.held_out),
+                  held_out=None if federation.held_out_is_common else own(federation.held_out),
+                  held_out_available=own(federation.held_out.available),
                   public_available=own(federation.public_available))

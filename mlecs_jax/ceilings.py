@@ -18,7 +18,7 @@ from mlecs_jax.federation import Rows, gather
 from mlecs_jax.metrics.classification import scores
 from mlecs_jax.models.encoders import Extractor
 from mlecs_jax.predict import map_rows
-from mlecs_jax.setting import Cohort, Setting
+from mlecs_jax.setting import Cohort, Setting, held_out_rows
 from mlecs_jax.train import batch_rows, fit, optimiser, shuffle
 
 BATCH, RATE = 16, 1e-3
@@ -75,14 +75,14 @@ def _ceilings(setting: Setting, cohort: Cohort, modality: int) -> list[float]:
         params, _ = fit(
             loss, params, lambda i: batch_of(rows, batch_rows(shuffled, rows.count, i, BATCH)),
             setting.config.eval.ceiling_steps, RATE, steps, transform=optimiser())
-        held_out: Rows = data["held_out"]
+        held_out = held_out_rows(shared, data)
         predicted = map_rows(
             lambda i: jnp.argmax(logits_of(params, batch_of(held_out, i)), axis=-1),
             held_out.target.shape[0])
         return (), predicted
 
     keys = setting.client_keys(jax.random.key(modality), cohort)
-    data = {"train": cohort.train, "held_out": cohort.held_out, "key": keys}
+    data = {"train": cohort.train, "key": keys} | setting.held_out(cohort)
     _, predicted = setting.for_each_client(device)(setting.edge, (), data)
     labels = federation.samples.labels
     assert labels is not None

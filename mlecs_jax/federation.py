@@ -77,6 +77,9 @@ class Federation:
         (``public_num_val`` of them are validation).
       public_available: bool ``[C, n, M]``: what each device has of each sample of D′, or None
         where that is just what exists; only ``per_sample`` absence needs it.
+      held_out_is_common: all devices are scored on the same recordings (``split=sequence``):
+        inputs and targets of ``held_out`` are then stored once, without a client axis, and only
+        ``available`` is per device.
       moments: standardisation of each modality, computed on all training rows.
       owned: device-level modality sets, bool ``[R, C, M]``, R = 1 unless drawn per round.
       labels: int ``[n]`` class of every sample of ``samples``; None for text targets.
@@ -86,6 +89,7 @@ class Federation:
     partition: Partition
     train: Rows
     held_out: Rows
+    held_out_is_common: bool
     num_val: np.ndarray
     public: Rows
     public_held_out: Rows
@@ -133,6 +137,8 @@ def build(
 
     train = [s.train for s in split.devices]
     held_out = [np.concatenate([s.val, s.test]) for s in split.devices]
+    held_out_masks = [masked(j, 1, rows) for j, rows in enumerate(held_out)]
+    common = all(np.array_equal(rows, held_out[0]) for rows in held_out)
     public, public_held_out = split.public.train, np.concatenate([split.public.val,
                                                                   split.public.test])
     per_sample = config.mask_schedule == "per_sample"
@@ -141,8 +147,9 @@ def build(
         samples=samples,
         partition=split,
         train=_stack(samples, target, train, [masked(j, 0, r) for j, r in enumerate(train)]),
-        held_out=_stack(samples, target, held_out,
-                        [masked(j, 1, r) for j, r in enumerate(held_out)]),
+        held_out=_rows(samples, target, held_out[0], np.stack(held_out_masks)) if common
+        else _stack(samples, target, held_out, held_out_masks),
+        held_out_is_common=common,
         num_val=np.array([len(s.val) for s in split.devices]),
         public=_rows(samples, target, public, samples.present[public]),
         public_held_out=_rows(samples, target, public_held_out, samples.present[public_held_out]),

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from mlecs_jax.federation import Moments, Rows, gather
 from mlecs_jax.lora import Params
 from mlecs_jax.models.multimodal import MultimodalModel
-from mlecs_jax.setting import Setting
+from mlecs_jax.setting import Setting, held_out_rows
 
 CHUNK = 128  # rows per forward pass
 
@@ -53,7 +53,7 @@ class Predictor:
         def device(model, shared, params, data):
             del params  # state slot of for_each_client: evaluation changes nothing
             answers = predict_rows(model, setting.answer_ids, shared["slm"], data["params"],
-                                   data["rows"], data["owned"], shared["moments"])
+                                   held_out_rows(shared, data), data["owned"], shared["moments"])
             return (), answers
 
         def server(cloud, params):
@@ -69,8 +69,8 @@ class Predictor:
     def devices(self, params, r: int):
         """Class answers ``[C, n]`` of every device on its held-out rows, -1 if unparsable."""
         answers = [
-            run(self.setting.edge, (), {"params": own, "rows": cohort.held_out,
-                                        "owned": self.setting.owned(r, cohort)})[1]
+            run(self.setting.edge, (), {"params": own, "owned": self.setting.owned(r, cohort)}
+                | self.setting.held_out(cohort))[1]
             for run, own, cohort in zip(self._devices, params, self.setting.cohorts, strict=True)]
         widest = max(a.shape[1] for a in answers)
         padded = [jnp.pad(a, ((0, 0), (0, widest - a.shape[1])), constant_values=-1)

@@ -30,14 +30,17 @@ class Cohort:
     Attributes:
       clients: device numbers, int ``[C]``.
       model: their M = {E, C, B}.
-      train, held_out: their rows on the edge mesh, ``[C, n, …]``.
+      train: their training rows on the edge mesh, ``[C, n, …]``.
+      held_out: their validation and test rows; None where all devices share ``edge['held_out']``.
+      held_out_available: bool ``[C, n, M]``.
       public_available: bool ``[C, n, M]`` or None, see :class:`Federation`.
     """
 
     clients: np.ndarray
     model: MultimodalModel
     train: Rows
-    held_out: Rows
+    held_out: Rows | None
+    held_out_available: Array
     public_available: Array | None
 
 
@@ -95,6 +98,10 @@ class Setting:
 
         return run
 
+    def held_out(self, cohort: Cohort) -> dict[str, Any]:
+        """What :func:`held_out_rows` needs of each device of a cohort, stacked."""
+        return {"held_out": cohort.held_out, "held_out_available": cohort.held_out_available}
+
     def client_keys(self, key: jax.Array, cohort: Cohort) -> jax.Array:
         """One key per device, a function of the device's number alone."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(cohort.clients))
@@ -129,6 +136,12 @@ class Setting:
                                  *(params | {"lora": lora} for params in drawn))
             stacked.append(self.topology.to_edge(stack, per_client=True))
         return tuple(stacked)
+
+
+def held_out_rows(shared: dict[str, Any], device: dict[str, Any]) -> Rows:
+    """A device's held-out rows, from ``shared['held_out']`` or its own, with its availability."""
+    rows = shared["held_out"] if device["held_out"] is None else device["held_out"]
+    return rows.replace(available=device["held_out_available"])
 
 
 def check_same_lora(server: Params, device: Params) -> None:

@@ -32,6 +32,15 @@ def test_rows_are_the_partitions_and_padding_is_never_counted():
         data.inputs["depth"][built.partition.devices[0].val])
 
 
+def test_common_recordings_are_stored_once():
+    """Devices add their masks to the held-out recordings, not copies of them."""
+    built = build(samples(480, groups=24), split="sequence", num_clients=5)
+    assert built.held_out_is_common
+    rows = np.concatenate([built.partition.public.val, built.partition.public.test])
+    np.testing.assert_array_equal(built.held_out.inputs["rgb"], built.samples.inputs["rgb"][rows])
+    assert built.held_out.available.shape == (5, len(rows), 3)
+
+
 def test_moments_come_from_present_training_readings():
     data = samples()
     built = build(data)

@@ -149,6 +149,14 @@ def test_rounds_are_functions_of_their_number(reference):
     jax.tree.map(np.testing.assert_array_equal, reference[0], jax.device_get(again))
 
 
+def test_sequence_split_scores_every_device_on_the_common_recordings():
+    setting, method, state = build(**{"data.split": "sequence", "partition.rho": 0.5,
+                                      "partition.mask_schedule": "per_sample"})
+    assert setting.federation.held_out_is_common
+    answers = method.evaluate(state, 0)["after_amt"]
+    assert answers.shape == (3, len(setting.federation.held_out.target))
+
+
 def test_unknown_method_is_named():
     with pytest.raises(UserError, match="method.name is 'fedx'; use ml_ecs"):
         build(**{"method.name": "fedx"})
