@@ -204,8 +204,8 @@ def _by_sequence(samples: Samples, config: PartitionConfig, rng: np.random.Gener
 def _deal(pieces: list[np.ndarray], shares: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Pieces to nodes so that sample counts follow ``shares``.
 
-    With more nodes than recordings, recordings are cut into consecutive parts; that leaks nothing
-    into the held-out ones.
+    With fewer than two recordings per node, recordings are cut into consecutive parts; that leaks
+    nothing into the held-out ones.
     """
     pieces = list(pieces)
     while pieces and len(pieces) < 2 * len(shares) and max(map(len, pieces)) > 1:
