@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 SAMPLES_PER_DEVICE = 64
-STEPS = 5
+STEPS = 3
 
 
 def measure(clients: int, rounds: int) -> dict[str, float]:
