@@ -66,7 +66,7 @@ def from_samples(
                       for clients, widths in groups),
         slm=slm, llm=llm, answer_ids=answer_ids,
         edge=topology.to_edge(shared | {
-            "held_out": federation.held_out.replace(available=None)
+            "held_out": dataclasses.replace(federation.held_out, available=None)
             if federation.held_out_is_common else None}),
         cloud=topology.to_cloud(shared | {"llm": llm_backbone,
                                           "public_held_out": federation.public_held_out}))
