@@ -61,6 +61,7 @@ def run(
         log.resume(complete)
         on_start(setting, complete)
         if complete == config.train.rounds and (done := log.finished_summary(complete)):
+            write_report(workdir)  # a kill may have come between summary and report
             return done
         predictions = None
         for r in range(complete, config.train.rounds):
