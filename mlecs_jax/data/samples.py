@@ -31,6 +31,9 @@ class Samples:
         activity). Zeros where there is nothing to balance.
       devices: int32 ``[n]``, the device that owns each sample (-1: unassigned, public); None where
         the partition is free to choose.
+      context: ``n`` texts, the words behind a sample's inputs; None where inputs are no text. A
+        backbone may be pretrained on those of public training rows; readers see them beside
+        generated captions.
     """
 
     name: str
@@ -43,12 +46,13 @@ class Samples:
     strata: np.ndarray
     texts: tuple[str, ...] | None = None
     devices: np.ndarray | None = None
+    context: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         n = len(self)
         columns = {**self.inputs, "present": self.present, "groups": self.groups,
                    "strata": self.strata, "labels": self.labels, "texts": self.texts,
-                   "devices": self.devices}
+                   "devices": self.devices, "context": self.context}
         for name, column in columns.items():
             if column is not None and len(column) != n:
                 raise UserError(f"{self.name}: column '{name}' has {len(column)} rows, not {n}; "

@@ -1,0 +1,114 @@
+"""Real caption annotations whose modalities are given as text: four corpora, three inputs.
+
+========== ===================================== ======================= ========== ============
+corpus     vision                                audio                   subtitle   target
+========== ===================================== ======================= ========== ============
+vast       five machine captions                 five machine captions   yes        omni caption
+msrvtt     up to five captions by other people   machine caption         yes        one caption
+audiocaps  machine description of key frames     machine description     –          caption
+youcook2   –                                     –                       yes        caption
+========== ===================================== ======================= ========== ============
+
+No input is the target: an input text that contains the target's words in order is taken away, and
+of MSR-VTT's twenty captions the target is never among the inputs. All clips of one video form one
+group, which ``split=sequence`` never straddles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mlecs_jax.data.featurise import Featuriser
+from mlecs_jax.data.samples import Samples
+from mlecs_jax.data.vast import Clip, hidden, read_annotations, read_records, reveals, samples_of
+from mlecs_jax.errors import UserError
+
+OTHER_CAPTIONS = 5
+"""Captions by other people that stand for what a camera sees (MSR-VTT)."""
+
+
+def _vast(folder: Path) -> Iterable[Clip]:
+    return read_annotations(folder / "vast27m_sample120.json")
+
+
+def _msrvtt(folder: Path) -> Iterable[Clip]:
+    for record in read_records(folder / "msrvtt1k_omni.json"):
+        target = record["desc"].strip()
+        others = [caption for caption in dict.fromkeys(map(str.strip, record["all_desc"]))
+                  if not reveals(caption, target) and not reveals(target, caption)]
+        # The file lists them by alphabet: taking every k-th avoids five of one beginning.
+        spread = others[::max(1, len(others) // OTHER_CAPTIONS)][:OTHER_CAPTIONS]
+        yield Clip(record["video_id"], record["video_id"], "msrvtt",
+                   (". ".join(spread), record["audio_caption"], record["subtitle"]), target)
+
+
+def _audiocaps(folder: Path) -> Iterable[Clip]:
+    for record in read_records(folder / "audiocaps_omni.json"):
+        yield Clip(record["youtube_id"], record["youtube_id"], "audiocaps",
+                   (record["visual_desc_molmo"], record["audio_desc_gama"], ""), record["caption"])
+
+
+def _youcook2(folder: Path) -> Iterable[Clip]:
+    for part in ("train", "test"):
+        for record in read_records(folder / f"youcook2_{part}.json"):
+            clip = record["video_id"]  # VIDEO_BEGIN_END
+            yield Clip(clip, clip.rsplit("_", 2)[0], "youcook2", ("", "", record["subtitle"]),
+                       record["desc"])
+
+
+CORPORA: dict[str, tuple[tuple[str, ...], Callable[[Path], Iterable[Clip]]]] = {
+    "vast": (("vast27m_sample120.json",), _vast),
+    "msrvtt": (("msrvtt1k_omni.json",), _msrvtt),
+    "audiocaps": (("audiocaps_omni.json",), _audiocaps),
+    "youcook2": (("youcook2_train.json", "youcook2_test.json"), _youcook2),
+}
+"""Files of each corpus and their reader."""
+
+
+def is_available(folder: Path, corpora: Iterable[str]) -> bool:
+    """Whether every file of the named corpora is in the folder."""
+    return all((folder / file).is_file() for name in corpora if name in CORPORA
+               for file in CORPORA[name][0])
+
+
+def load(folder: Path, corpora: tuple[str, ...], limit: int, featurise: Featuriser) -> Samples:
+    """The named corpora, one after the other; a stratum each.
+
+    Args:
+      folder: the annotation files.
+      corpora: names out of :data:`CORPORA`.
+      limit: clips taken of each corpus, whole videos in the order of a hash of their names;
+        0 takes all.
+
+    Raises:
+      UserError: an unknown corpus, or a file that is missing or of another format.
+    """
+    clips = [clip for name in corpora for clip in _limited(read_corpus(folder, name), limit)]
+    return samples_of(clips, "omni_caption", featurise)
+
+
+def read_corpus(folder: Path, name: str) -> list[Clip]:
+    """All clips of a corpus that have a caption, without inputs that reveal it."""
+    if name not in CORPORA:
+        raise UserError(f"captions.corpora: '{name}' is unknown; use {', '.join(CORPORA)}")
+    try:
+        clips = list(CORPORA[name][1](folder))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}/{CORPORA[name][0][0]}: a record lacks {error}; the format is "
+                        "described in docs/captions.md") from None
+    return [hidden(clip) for clip in clips if clip.caption.strip()]
+
+
+def _limited(clips: list[Clip], limit: int) -> list[Clip]:
+    if not 0 < limit < len(clips):
+        return clips
+    by_video: dict[str, list[Clip]] = {}
+    for clip in clips:
+        by_video.setdefault(clip.video, []).append(clip)
+    taken: list[Clip] = []
+    for video in sorted(by_video, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if len(taken) + len(by_video[video]) <= limit:
+            taken += by_video[video]
+    return taken
