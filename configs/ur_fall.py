@@ -33,6 +33,9 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.partition.seed = 0  # of who owns what; apart from config.seed
     config.partition.mask_schedule = "static"  # static | per_round | per_sample
     config.partition.mask_draw = "bernoulli"  # bernoulli (paper) | stratified
+    config.partition.labelled = 0  # labelled training samples per device; 0: all it has
+    config.partition.public_labels = True  # devices hold the labels of the public data (paper)
+    config.partition.server_labelled = 1.0  # share of the public data that has labels at all
 
     config.model = ConfigDict()
     config.model.slm = "gpt2-2x64"  # layers x width, 4 heads; the devices' and server's SLM

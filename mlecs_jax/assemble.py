@@ -66,6 +66,8 @@ def from_samples(
                       for clients, widths in groups),
         slm=slm, llm=llm, answer_ids=answer_ids,
         edge=topology.to_edge(shared | {
+            "public": federation.public if config.partition.public_labels
+            else federations.unlabelled(federation.public),
             "held_out": dataclasses.replace(federation.held_out, available=None)
             if federation.held_out_is_common else None}),
         cloud=topology.to_cloud(shared | {"llm": llm_backbone,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mlecs_jax.federation import Rows, gather
+from mlecs_jax.federation import Rows, exists, gather
 from mlecs_jax.metrics.classification import scores
 from mlecs_jax.models.encoders import Extractor
 from mlecs_jax.predict import map_rows
@@ -71,9 +71,9 @@ def _ceilings(setting: Setting, cohort: Cohort, modality: int) -> list[float]:
             label = jnp.argmax(batch.target[:, :1] == answers, axis=1)
             return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), {}
 
-        shuffled = shuffle(order, rows.count, rows.target.shape[0])
+        shuffled = shuffle(order, exists(rows))
         params, _ = fit(
-            loss, params, lambda i: batch_of(rows, batch_rows(shuffled, rows.count, i, BATCH)),
+            loss, params, lambda i: batch_of(rows, batch_rows(shuffled, i, BATCH)),
             setting.config.eval.ceiling_steps, RATE, steps, transform=optimiser())
         held_out = held_out_rows(shared, data)
         predicted = map_rows(

@@ -52,6 +52,9 @@ class PartitionOptions:
     seed: int
     mask_schedule: Literal["static", "per_round", "per_sample"]
     mask_draw: Literal["bernoulli", "stratified"]
+    labelled: int
+    public_labels: bool
+    server_labelled: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +164,9 @@ class Config:
 
     def partition_config(self) -> PartitionConfig:
         """The partition's own options, checked."""
-        return PartitionConfig(split=self.data.split, **dataclasses.asdict(self.partition))
+        options = dataclasses.asdict(self.partition)
+        del options["public_labels"]  # who holds the labels, not how rows are dealt
+        return PartitionConfig(split=self.data.split, **options)
 
 
 SPEED_ONLY = ("clients", "topology")

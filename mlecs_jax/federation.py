@@ -49,6 +49,16 @@ class Moments:
     std: Leaf
 
 
+def exists(rows: Rows) -> Bool[Array, " n"]:
+    """Rows that are samples and not padding, bool ``[n]``."""
+    return jnp.arange(rows.target.shape[0]) < rows.count
+
+
+def has_label(rows: Rows) -> Bool[Array, " n"]:
+    """Rows whose answer is known, bool ``[n]``."""
+    return exists(rows) & (rows.target >= 0).any(-1)
+
+
 def gather(
     rows: Rows, owned: Bool[Array, "*n M"], moments: Mapping[str, Moments], index: Int[Array, " B"]
 ) -> Batch:
@@ -73,7 +83,8 @@ class Federation:
       samples, partition: what it was made from.
       train, held_out: the devices' rows ``[C, n, …]``; ``held_out`` holds validation rows, then
         test rows, of each device (``num_val [C]`` tells where the second begin).
-      public: the server's training rows D′; ``public_held_out`` its validation, then test rows
+      public: the server's training rows D′, targets all -1 where it has no label of a row;
+        ``public_held_out`` its validation, then test rows
         (``public_num_val`` of them are validation).
       public_available: bool ``[C, n, M]``: what each device has of each sample of D′, or None
         where that is just what exists; only ``per_sample`` absence needs it.
@@ -151,7 +162,8 @@ def build(
         else _stack(samples, target, held_out, held_out_masks),
         held_out_is_common=common,
         num_val=np.array([len(s.val) for s in split.devices]),
-        public=_rows(samples, target, public, samples.present[public]),
+        public=_labelled_rows(
+            _rows(samples, target, public, samples.present[public]), split.public_labelled),
         public_held_out=_rows(samples, target, public_held_out, samples.present[public_held_out]),
         public_num_val=len(split.public.val),
         public_available=np.stack([masked(j, 2, public) for j in range(clients)])
@@ -164,6 +176,16 @@ def build(
 def _rows(samples: Samples, target: np.ndarray, rows: np.ndarray, available: np.ndarray) -> Rows:
     return Rows(inputs={name: x[rows] for name, x in samples.inputs.items()}, available=available,
                 target=target[rows], count=np.int32(len(rows)), modalities=samples.modalities)
+
+
+def _labelled_rows(rows: Rows, labelled: np.ndarray) -> Rows:
+    """Rows whose answers are known where ``labelled``, and all padding (-1) elsewhere."""
+    return rows.replace(target=np.where(labelled[:, None], rows.target, -1))
+
+
+def unlabelled(rows: Rows) -> Rows:
+    """The same readings without any answer."""
+    return rows.replace(target=np.full_like(rows.target, -1))
 
 
 def _stack(

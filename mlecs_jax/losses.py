@@ -2,22 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from mlecs_jax.kernels import gram_volume
+from mlecs_jax.kernels import gram_volume, lm_head
+from mlecs_jax.models.multimodal import Answer
+
+Tree = Any
 
 
-def language_modelling(
-    logits: Float[Array, "B T V"], target: Int[Array, "B T"]
-) -> Float[Array, ""]:
+@struct.dataclass
+class SoftTargets:
+    """A teacher's answers as probabilities over few tokens at each position.
+
+    Attributes:
+      ids: int32 ``[B, T, K]`` token ids, distinct at each position.
+      probabilities: float32 ``[B, T, K]``, at most 1 in sum; all 0 where the teacher is silent.
+    """
+
+    ids: Any
+    probabilities: Any
+
+
+def language_modelling(answer: Answer, target: Int[Array, "B T"]) -> Float[Array, ""]:
     """L_lb: mean negative log-likelihood of the answer tokens (target -1 is padding)."""
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(target, 0))
-    return _mean_over_tokens(nll, target)
+    nll = lm_head.linear_cross_entropy(
+        _tokens(answer.hidden), answer.head, target.reshape(-1), bias=answer.bias)
+    return _mean_over_tokens(nll.reshape(target.shape), target)
+
+
+def distillation(answer: Answer, teacher: SoftTargets) -> Float[Array, ""]:
+    """Mean cross-entropy −Σ_k p_k log q_k of a teacher's soft answers, over positions it speaks of.
+
+    The student's probability of a token is over its whole vocabulary, so that it also learns to
+    answer with those tokens and no others.
+    """
+    hidden = answer.hidden[:, :teacher.ids.shape[1]]
+    # Any label's cross-entropy is log-sum-exp minus that label's score: the first gives the former.
+    scores = jnp.einsum("btd,btkd->btk", hidden, answer.head[teacher.ids].astype(hidden.dtype))
+    if answer.bias is not None:
+        scores = scores + answer.bias[teacher.ids]
+    first = lm_head.linear_cross_entropy(
+        _tokens(hidden), answer.head, teacher.ids[..., 0].reshape(-1), bias=answer.bias)
+    normaliser = first.reshape(scores.shape[:2]) + scores[..., 0]
+    mass = teacher.probabilities.sum(-1)
+    values = mass * normaliser - jnp.sum(teacher.probabilities * scores, axis=-1)
+    return jnp.sum(values) / jnp.maximum(jnp.sum(mass > 0), 1)
+
+
+def proximal(params: Tree, centre: Tree, weight: Tree) -> Float[Array, ""]:
+    """½ Σ w ‖θ − θ_centre‖² (FedProx; FedMLLM with a weight per layer).
+
+    Args:
+      centre: a tree of the shape of ``params``.
+      weight: a prefix of that tree, or as many scalars.
+    """
+    weight = jax.tree.broadcast(weight, params)
+    squares = jax.tree.map(lambda w, x, c: w * jnp.sum((x - c) ** 2), weight, params, centre)
+    return 0.5 * jax.tree.reduce(jnp.add, squares)
 
 
 def volume_contrast(
@@ -41,8 +87,8 @@ def volume_contrast(
 
 
 def knowledge_transfer(
-    teacher: Float[Array, "B T V"],
-    student: Float[Array, "B T W"],
+    teacher: Answer,
+    student: Answer,
     target: Int[Array, "B T"],
     *,
     pooling: Literal["topk_rest", "adaptive_avg", "sorted_topk"] = "topk_rest",
@@ -57,22 +103,13 @@ def knowledge_transfer(
     order, for unequal tokenizers. Vocabularies are cut to the shared prefix first (padding rows
     differ). No gradient reaches the teacher.
     """
-    shared = min(teacher.shape[-1], student.shape[-1])
-    teacher = jax.lax.stop_gradient(teacher[..., :shared]) / temperature
-    student = student[..., :shared] / temperature
-    k = min(k, shared - 1)
-    if pooling == "topk_rest":
-        log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
-        top, ids = jax.lax.top_k(log_p, k)
-        log_p = _with_rest(top)
-        log_q = _with_rest(jnp.take_along_axis(log_q, ids, axis=-1))
-    elif pooling == "adaptive_avg":
-        log_p = jax.nn.log_softmax(_bin_means(teacher, k))
-        log_q = jax.nn.log_softmax(_bin_means(student, k))
-    else:
-        log_p = jax.nn.log_softmax(jax.lax.top_k(teacher, k)[0])
-        log_q = jax.nn.log_softmax(jax.lax.top_k(student, k)[0])
-    return _mean_over_tokens(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), target)
+    shared = min(len(teacher.head), len(student.head))
+    teacher, student = _first_tokens(teacher, shared), _first_tokens(student, shared)
+    kl = lm_head.linear_kl(
+        _tokens(teacher.hidden), teacher.head, _tokens(student.hidden), student.head,
+        teacher_bias=teacher.bias, student_bias=student.bias, temperature=temperature,
+        pooling=pooling, k=min(k, shared - 1))
+    return _mean_over_tokens(kl.reshape(target.shape), target)
 
 
 def unit(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -87,13 +124,11 @@ def _mean_over_tokens(values: Float[Array, "B T"], target: Int[Array, "B T"]) ->
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
-def _with_rest(top: Float[Array, "*batch k"]) -> Float[Array, "*batch k+1"]:
-    """Log-probabilities of chosen outcomes with the log of the remaining mass appended."""
-    rest = jnp.log(jnp.maximum(1.0 - jnp.sum(jnp.exp(top), axis=-1, keepdims=True), 1e-6))
-    return jnp.concatenate([top, rest], axis=-1)
+def _tokens(hidden: Float[Array, "B T D"]) -> Float[Array, "N D"]:
+    return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _bin_means(x: Float[Array, "*batch V"], bins: int) -> Float[Array, "*batch bins"]:
-    """Averages over ``bins`` nearly equal runs of the last axis (adaptive average pooling)."""
-    edges = [round(i * x.shape[-1] / bins) for i in range(bins + 1)]
-    return jnp.stack([x[..., a:b].mean(-1) for a, b in zip(edges, edges[1:], strict=False)], -1)
+def _first_tokens(answer: Answer, size: int) -> Answer:
+    """The answer over token ids below ``size`` alone."""
+    bias = None if answer.bias is None else answer.bias[:size]
+    return Answer(answer.hidden, answer.head[:size], bias)

@@ -29,7 +29,7 @@ def predict_rows(
     def chunk(index):
         batch = gather(rows, owned, moments, index)
         _, fused = model.represent(params, batch.inputs, batch.mask)
-        logits = model.answer(backbone, params, fused, batch.target[:, :1])
+        logits = model.answer(backbone, params, fused, batch.target[:, :1]).logits()
         matches = jnp.argmax(logits[:, 0], axis=-1)[:, None] == ids
         return jnp.where(matches.any(1), jnp.argmax(matches, axis=1), -1)
 

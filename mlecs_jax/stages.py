@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mlecs_jax import losses
-from mlecs_jax.federation import Rows, gather
+from mlecs_jax.federation import Rows, exists, gather, has_label
 from mlecs_jax.lora import Params
 from mlecs_jax.models.multimodal import Batch, MultimodalModel
 from mlecs_jax.predict import map_rows
@@ -23,48 +23,72 @@ from mlecs_jax.train import batch_rows, fit, optimiser, per_learner, shuffle
 def device_stage(setting: Setting, model: MultimodalModel, shared, params: Params, device):
     """A training stage of one device: CCL on public rows, or AMT on its private ones (Eqs. 6–8).
 
-    CCL minimises L_lb + w · ½ (L_A2O + L_O2A), the volume contrast of the device's modality
-    vectors around the received anchors; AMT minimises L_lb. Which rows, how many steps, w and the
-    rates are traced: one compiled program serves both, and every baseline's local training.
+    Every method's local training is this function: the terms of its loss are those that ``shared``
+    has the means for, and which rows, how many steps, the weights and the rates are traced, so
+    that stages and ablations of a method share one compiled program.
+
+    - always: L_lb on the batch's labelled rows, weight ``lm``;
+    - ``anchors [n, d]`` of public rows: ½ (L_A2O + L_O2A), the volume contrast of the device's
+      modality vectors around them, weight ``volume``;
+    - ``teacher``, :class:`~mlecs_jax.losses.SoftTargets` of public rows ``[n, …]``: distillation,
+      weight ``distil``;
+    - ``proximal``, {'centre': tree, 'weight': prefix}: ½ Σ w ‖θ − centre‖² over the groups that
+      ``centre`` holds.
+
+    Anchors and teacher speak of public rows only; on private ones give them weight 0.
 
     Args:
-      shared: backbone ``slm``, ``public`` rows and their ``anchors [n, d]``, ``moments``,
-        ``on_public`` (bool), ``steps``, ``rates`` and ``weights`` {'volume': w}.
+      shared: backbone ``slm``, ``public`` rows, ``moments``, ``on_public`` (bool), ``steps``,
+        ``rates``, ``weights`` and the optional terms above.
       device: ``train`` rows, ``owned [M]``, ``key``, and ``public_available [n, M]`` or None.
     """
     options = setting.config
     public, private, owned = shared["public"], device["train"], device["owned"]
     if device["public_available"] is not None:
         public = public.replace(available=device["public_available"])
+    weights = shared["weights"]
+    messages = {name: shared[name] for name in ("anchors", "teacher") if name in shared}
     public_key, private_key, steps_key = jax.random.split(device["key"], 3)
-    orders = [shuffle(key, rows.count, rows.target.shape[0])
-              for key, rows in ((public_key, public), (private_key, private))]
+    # Unlabelled public rows teach by a message of the server or not at all.
+    public_order = shuffle(
+        public_key, exists(public) if messages else has_label(public))
+    private_order = shuffle(private_key, exists(private))
 
     def batch_at(step):
         def rows_of(rows: Rows, order):
-            index = batch_rows(order, rows.count, step, options.train.batch_size)
+            index = batch_rows(order, step, options.train.batch_size)
             return gather(rows, owned, shared["moments"], index), index
 
         def on_public():
-            batch, index = rows_of(public, orders[0])
-            return batch, shared["anchors"][index]
+            batch, index = rows_of(public, public_order)
+            return batch, jax.tree.map(lambda x: x[index], messages)
 
         def on_private():
-            batch, _ = rows_of(private, orders[1])
-            return batch, jnp.zeros_like(shared["anchors"][:options.train.batch_size])
+            batch, _ = rows_of(private, private_order)
+            return batch, jax.tree.map(
+                lambda x: jnp.zeros_like(x[:1], shape=(options.train.batch_size, *x.shape[1:])),
+                messages)
 
         return jax.lax.cond(shared["on_public"], on_public, on_private)
 
-    def loss(params, batch_and_anchors, key):
-        batch, anchors = batch_and_anchors
+    def loss(params, batch_and_messages, key):
+        batch, received = batch_and_messages
         projected, fused = model.represent(params, batch.inputs, batch.mask)
-        logits = model.answer(shared["slm"], params, fused, batch.target, key)
-        lm = losses.language_modelling(logits, batch.target)
-        volume = losses.volume_contrast(
-            anchors, projected, batch.mask, temperature=options.ccl.temperature,
-            label_smoothing=options.ccl.label_smoothing,
-            negatives_mask=negatives(batch, batch.mask.any(1), options.ccl.negatives))
-        return lm + shared["weights"]["volume"] * volume, {"lm": lm, "volume": volume}
+        answer = model.answer(shared["slm"], params, fused, batch.target, key)
+        terms = {"lm": losses.language_modelling(answer, batch.target)}
+        if "anchors" in received:
+            terms["volume"] = losses.volume_contrast(
+                received["anchors"], projected, batch.mask, temperature=options.ccl.temperature,
+                label_smoothing=options.ccl.label_smoothing,
+                negatives_mask=negatives(batch, batch.mask.any(1), options.ccl.negatives))
+        if "teacher" in received:
+            terms["distil"] = losses.distillation(answer, received["teacher"])
+        total = sum(weights[name] * term for name, term in terms.items())
+        if "proximal" in shared:
+            centre = shared["proximal"]["centre"]
+            near = {group: params[group] for group in centre}
+            total += losses.proximal(near, centre, shared["proximal"]["weight"])
+        return total, terms
 
     return fit(loss, params, batch_at, shared["steps"], shared["rates"], steps_key,
                transform=optimiser(options.train.clip))
@@ -99,18 +123,19 @@ def se_ccl_stage(setting: Setting, shared, server: dict[str, Params], key: jax.A
     every = jnp.ones(public.available.shape[-1], bool)
     weights = shared["weights"]
     order_key, steps_key = jax.random.split(key)
-    order = shuffle(order_key, public.count, public.target.shape[0])
+    beyond_labels = weights["volume"] + weights["kt_llm"] + weights["kt_slm"] > 0
+    order = shuffle(order_key, beyond_labels | has_label(public))
 
     def batch_at(step):
-        index = batch_rows(order, public.count, step, options.train.batch_size)
+        index = batch_rows(order, step, options.train.batch_size)
         return gather(public, every, shared["moments"], index)
 
     def loss(learners, batch: Batch, key):
         anchor_key, llm_key, slm_key = jax.random.split(key, 3)
         llm, slm = learners["llm"], learners["slm"]
         projected, fused = setting.llm.represent(llm, batch.inputs, batch.mask)
-        llm_logits = setting.llm.answer(shared["llm"], llm, fused, batch.target, llm_key)
-        slm_logits = setting.slm.answer(
+        llm_answer = setting.llm.answer(shared["llm"], llm, fused, batch.target, llm_key)
+        slm_answer = setting.slm.answer(
             shared["slm"], slm, jax.lax.stop_gradient(fused), batch.target, slm_key)
 
         anchor = jax.random.randint(anchor_key, (), 0, projected.shape[1])
@@ -123,11 +148,11 @@ def se_ccl_stage(setting: Setting, shared, server: dict[str, Params], key: jax.A
         transfer = functools.partial(losses.knowledge_transfer, target=batch.target,
                                      pooling=options.kt.pooling, k=options.kt.k,
                                      temperature=options.kt.temperature)
-        terms = {"llm_lm": losses.language_modelling(llm_logits, batch.target),
-                 "slm_lm": losses.language_modelling(slm_logits, batch.target),
+        terms = {"llm_lm": losses.language_modelling(llm_answer, batch.target),
+                 "slm_lm": losses.language_modelling(slm_answer, batch.target),
                  "volume": volume,
-                 "kt_llm": transfer(slm_logits, llm_logits),
-                 "kt_slm": transfer(llm_logits, slm_logits)}
+                 "kt_llm": transfer(slm_answer, llm_answer),
+                 "kt_slm": transfer(llm_answer, slm_answer)}
         weighted = (weights[name] * term for name, term in terms.items())
         return functools.reduce(jnp.add, weighted), terms
 
@@ -137,8 +162,9 @@ def se_ccl_stage(setting: Setting, shared, server: dict[str, Params], key: jax.A
 
 def negatives(batch: Batch, usable: jax.Array, rule: str) -> jax.Array:
     """Pairs (anchor, others) that count as negatives, bool ``[B, B]``: both sides exist and, under
-    ``other_class``, their answers differ."""
+    ``other_class``, their answers differ (an unlabelled row differs from every other)."""
     pairs = usable[:, None] & usable[None, :]
     if rule == "other_class":
-        pairs &= (batch.target[:, None] != batch.target[None, :]).any(-1)
+        same = (batch.target[:, None] == batch.target[None, :]).all(-1)
+        pairs &= ~(same & (batch.target >= 0).any(-1))
     return pairs

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 Tree = Any
 LossFn = Callable[[Tree, Tree, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
@@ -79,16 +80,29 @@ def fit(
     return params, jax.tree.map(lambda x: x / steps, sums)
 
 
-def shuffle(key: PRNGKeyArray, count: Int[Array, ""], capacity: int) -> Int[Array, " n"]:
-    """A random order of row numbers 0…count-1, followed by those of padding rows."""
-    return jnp.argsort(jax.random.uniform(key, (capacity,)) + (jnp.arange(capacity) >= count))
+@struct.dataclass
+class Order:
+    """A random order of some of a node's rows.
+
+    Attributes:
+      index: int32 ``[n]``, the chosen row numbers first.
+      count: int32, how many are chosen.
+    """
+
+    index: Any
+    count: Any
 
 
-def batch_rows(
-    order: Int[Array, " n"], count: Int[Array, ""], step: Int[Array, ""], batch_size: int
-) -> Int[Array, " B"]:
-    """Row numbers of a step: one pass over the shuffled rows, begun again when it ends."""
-    return order[(step * batch_size + jnp.arange(batch_size)) % count]
+def shuffle(key: PRNGKeyArray, chosen: Bool[Array, " n"]) -> Order:
+    """The chosen rows in random order."""
+    index = jnp.argsort(jax.random.uniform(key, chosen.shape) + ~chosen)
+    return Order(index, jnp.sum(chosen))
+
+
+def batch_rows(order: Order, step: Int[Array, ""], batch_size: int) -> Int[Array, " B"]:
+    """Row numbers of a step: one pass over the chosen rows, begun again when it ends."""
+    position = step * batch_size + jnp.arange(batch_size)
+    return order.index[position % jnp.maximum(order.count, 1)]
 
 
 def decayed(rate: float, final_fraction: float, round_index: int, rounds: int) -> float:

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from mlecs_jax import losses
+from mlecs_jax.models.multimodal import Answer
 
 RNG = np.random.default_rng(0)
+
+
+def says(logits):
+    """An answer whose logits are those given: an identity head."""
+    logits = jnp.asarray(logits, jnp.float32)
+    return Answer(logits, jnp.eye(logits.shape[-1]))
 
 
 def softmax(x):
@@ -19,7 +26,7 @@ def test_language_modelling_averages_over_answer_tokens_only():
     """Two of three positions count: −(ln .5 + ln .25) / 2."""
     logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.9, 0.05, 0.05]]]))
     target = jnp.array([[0, 1, -1]])
-    np.testing.assert_allclose(losses.language_modelling(logits, target),
+    np.testing.assert_allclose(losses.language_modelling(says(logits), target),
                                -(np.log(0.5) + np.log(0.25)) / 2, rtol=1e-6)
 
 
@@ -54,16 +61,16 @@ def test_topk_rest_transfer_keeps_token_identity():
     teacher = np.array([0.6, 0.3, 0.06, 0.04])
     student = np.array([0.2, 0.2, 0.3, 0.3])
     p, q = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.2, 0.6])
-    got = losses.knowledge_transfer(jnp.log(teacher)[None, None], jnp.log(student)[None, None],
-                                    jnp.array([[0]]), pooling="topk_rest", k=2)
+    got = losses.knowledge_transfer(says(np.log(teacher)[None, None]),
+                                    says(np.log(student)[None, None]), jnp.array([[0]]),
+                                    pooling="topk_rest", k=2)
     np.testing.assert_allclose(got, np.sum(p * np.log(p / q)), rtol=1e-4)
 
 
 def test_adaptive_average_transfer():
     teacher, student = RNG.standard_normal((1, 1, 6)), RNG.standard_normal((1, 1, 6))
     p, q = (softmax(x.reshape(3, 2).mean(1)) for x in (teacher, student))
-    got = losses.knowledge_transfer(jnp.asarray(teacher, jnp.float32),
-                                    jnp.asarray(student, jnp.float32), jnp.array([[0]]),
+    got = losses.knowledge_transfer(says(teacher), says(student), jnp.array([[0]]),
                                     pooling="adaptive_avg", k=3)
     np.testing.assert_allclose(got, np.sum(p * np.log(p / q)), rtol=1e-4)
 
@@ -75,7 +82,7 @@ def test_transfer_is_zero_between_equals_teaches_only_the_student_and_skips_padd
     target = jnp.array([[-1, 1, 2], [0, 1, -1]])  # the changed position is padding
 
     def transfer(teacher, student):
-        return losses.knowledge_transfer(teacher, student, target, pooling=pooling, k=3)
+        return losses.knowledge_transfer(says(teacher), says(student), target, pooling=pooling, k=3)
 
     np.testing.assert_allclose(transfer(logits, logits), 0, atol=1e-6)
     np.testing.assert_allclose(transfer(logits, other), 0, atol=1e-6)
@@ -87,9 +94,42 @@ def test_vocabularies_of_different_padding_share_a_prefix():
     teacher = jnp.asarray(RNG.standard_normal((1, 2, 10)), jnp.float32)
     target = jnp.array([[1, 2]])
     np.testing.assert_allclose(
-        losses.knowledge_transfer(teacher, teacher[..., :8], target, k=4), 0, atol=1e-6)
+        losses.knowledge_transfer(says(teacher), says(teacher[..., :8]), target, k=4), 0, atol=1e-6)
 
 
 def test_unit_of_zero_is_zero_with_zero_gradient():
     assert not np.any(jax.jacobian(losses.unit)(jnp.zeros(3)))
     np.testing.assert_allclose(losses.unit(jnp.array([3.0, 4.0])), [0.6, 0.8], rtol=1e-6)
+
+
+def test_distillation_is_cross_entropy_with_soft_labels():
+    """Probabilities (.7, .2) on tokens (2, 0) of a three-token softmax; a silent row counts not."""
+    logits = RNG.standard_normal((2, 1, 3))
+    q = softmax(logits[0, 0])
+    teacher = losses.SoftTargets(ids=jnp.array([[[2, 0]], [[2, 0]]]),
+                                 probabilities=jnp.array([[[0.7, 0.2]], [[0.0, 0.0]]]))
+    np.testing.assert_allclose(losses.distillation(says(logits), teacher),
+                               -(0.7 * np.log(q[2]) + 0.2 * np.log(q[0])), rtol=1e-5)
+
+
+def test_distillation_with_head_bias_and_its_gradient():
+    """d/dz of −Σ p log softmax(z) is (Σ p) softmax(z) − p."""
+    hidden, head = RNG.standard_normal((1, 1, 4)), RNG.standard_normal((5, 4))
+    bias = RNG.standard_normal(5)
+    teacher = losses.SoftTargets(jnp.array([[[1, 4]]]), jnp.array([[[0.25, 0.75]]]))
+
+    def loss(hidden):
+        return losses.distillation(
+            Answer(hidden, jnp.asarray(head, jnp.float32), jnp.asarray(bias, jnp.float32)), teacher)
+
+    p = np.array([0, 0.25, 0, 0, 0.75])
+    expected = (softmax(head @ hidden[0, 0] + bias) - p) @ head
+    got = jax.grad(loss)(jnp.asarray(hidden, jnp.float32))
+    np.testing.assert_allclose(got[0, 0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_proximal_term_weighs_groups():
+    """½ (2 · (1² + 2²) + 3 · 1²) = 6.5."""
+    params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([4.0])}
+    centre = {"a": jnp.zeros(2), "b": jnp.array([3.0])}
+    np.testing.assert_allclose(losses.proximal(params, centre, {"a": 2.0, "b": 3.0}), 6.5)

@@ -13,6 +13,7 @@ absence.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,6 +34,9 @@ class PartitionConfig:
         or ``per_sample`` (drawn for every sample).
       mask_draw: ``bernoulli`` (paper) or ``stratified`` (round(ρ N) devices own each modality;
         static and per_round only).
+      labelled: training samples each device keeps, drawn at random; 0 keeps all.
+      server_labelled: share in (0, 1] of the public training samples that have labels; whole
+        recordings under ``split=sequence``.
       public_fraction, val_fraction, test_fraction: shares of all samples, of a node's samples.
     """
 
@@ -42,6 +46,8 @@ class PartitionConfig:
     split: str = "frame"
     mask_schedule: str = "static"
     mask_draw: str = "bernoulli"
+    labelled: int = 0
+    server_labelled: float = 1.0
     public_fraction: float = 0.25
     val_fraction: float = 0.1
     test_fraction: float = 0.1
@@ -58,6 +64,12 @@ class PartitionConfig:
             if getattr(self, name) not in known:
                 raise UserError(f"partition.{name} is '{getattr(self, name)}'; "
                                 f"use {' or '.join(known)}")
+        if self.labelled < 0:
+            raise UserError(f"partition.labelled is {self.labelled}; give a number of samples, or "
+                            "0 for all")
+        if not 0 < self.server_labelled <= 1:
+            raise UserError(f"partition.server_labelled is {self.server_labelled}; give a share "
+                            "in (0, 1]")
         for name in ("public_fraction", "val_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 0.5:
                 raise UserError(f"partition.{name} is {getattr(self, name)}; give a share in "
@@ -78,10 +90,15 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """The public share and one share per device."""
+    """The public share and one share per device.
+
+    Attributes:
+      public_labelled: bool, one per training row of ``public``: its label is known.
+    """
 
     public: Share
     devices: tuple[Share, ...]
+    public_labelled: np.ndarray
 
 
 def partition(samples: Samples, config: PartitionConfig) -> Partition:
@@ -93,21 +110,42 @@ def partition(samples: Samples, config: PartitionConfig) -> Partition:
     """
     rng = np.random.default_rng([config.seed, 0])
     if samples.devices is not None:
-        result = _by_device_column(samples, config, rng)
+        public, devices = _by_device_column(samples, config, rng)
     elif config.num_clients == -1:
         raise UserError(f"{samples.name} has no device column; set partition.num_clients to 1 "
                         "or more")
     elif config.split == "frame":
-        result = _by_frame(len(samples), config, rng)
+        public, devices = _by_frame(len(samples), config, rng)
     else:
-        result = _by_sequence(samples, config, rng)
-    for node, share in (("the public share", result.public),
-                        *((f"device {j}", share) for j, share in enumerate(result.devices))):
+        public, devices = _by_sequence(samples, config, rng)
+    for node, share in (("the public share", public),
+                        *((f"device {j}", share) for j, share in enumerate(devices))):
         for part in ("train", "val", "test"):
             if not len(getattr(share, part)):
                 raise UserError(f"{node} has no {part} samples: {len(samples)} samples are too few "
-                                f"for {len(result.devices)} devices; use fewer or more data")
-    return result
+                                f"for {len(devices)} devices; use fewer or more data")
+    return Partition(public=public, devices=tuple(_keep_labelled(devices, config)),
+                     public_labelled=_labelled_public(samples, public, config))
+
+
+def _keep_labelled(devices: Sequence[Share], config: PartitionConfig) -> list[Share]:
+    """Devices with ``config.labelled`` of their training rows, or all where they have fewer."""
+    if not config.labelled:
+        return list(devices)
+    rng = np.random.default_rng([config.seed, 3])
+    return [dataclasses.replace(
+        share, train=np.sort(rng.permutation(share.train)[:config.labelled])) for share in devices]
+
+
+def _labelled_public(samples: Samples, public: Share, config: PartitionConfig) -> np.ndarray:
+    """Which public training rows have a label; at least one row or recording does."""
+    unit = np.arange(len(public.train))
+    if config.split == "sequence":
+        _, unit = np.unique(samples.groups[public.train], return_inverse=True)
+    rng = np.random.default_rng([config.seed, 4])
+    count = int(unit.max()) + 1
+    chosen = rng.permutation(count)[:max(1, round(config.server_labelled * count))]
+    return np.isin(unit, chosen)
 
 
 def ownership(
@@ -165,16 +203,18 @@ def _cut(rows: np.ndarray, config: PartitionConfig) -> Share:
                  train=np.sort(rows[n_test + n_val:]))
 
 
-def _by_frame(n: int, config: PartitionConfig, rng: np.random.Generator) -> Partition:
+def _by_frame(
+    n: int, config: PartitionConfig, rng: np.random.Generator
+) -> tuple[Share, list[Share]]:
     order = rng.permutation(n)
     n_public = round(config.public_fraction * n)
-    return Partition(
-        public=_cut(order[:n_public], config),
-        devices=tuple(_cut(rows, config)
-                      for rows in np.array_split(order[n_public:], config.num_clients)))
+    return _cut(order[:n_public], config), [
+        _cut(rows, config) for rows in np.array_split(order[n_public:], config.num_clients)]
 
 
-def _by_sequence(samples: Samples, config: PartitionConfig, rng: np.random.Generator) -> Partition:
+def _by_sequence(
+    samples: Samples, config: PartitionConfig, rng: np.random.Generator
+) -> tuple[Share, list[Share]]:
     """Held-out recordings common to all nodes; the others dealt to public pool and devices."""
     groups = rng.permutation(np.unique(samples.groups))
     pieces = [np.flatnonzero(samples.groups == group) for group in groups]
@@ -198,7 +238,7 @@ def _by_sequence(samples: Samples, config: PartitionConfig, rng: np.random.Gener
             dealt[node].append(piece)
     nodes = [Share(np.sort(np.concatenate(rows)) if rows else np.empty(0, int), val, test)
              for rows in dealt]
-    return Partition(public=nodes[0], devices=tuple(nodes[1:]))
+    return nodes[0], nodes[1:]
 
 
 def _deal(pieces: list[np.ndarray], shares: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -223,7 +263,7 @@ def _deal(pieces: list[np.ndarray], shares: np.ndarray) -> list[tuple[int, np.nd
 
 def _by_device_column(
     samples: Samples, config: PartitionConfig, rng: np.random.Generator
-) -> Partition:
+) -> tuple[Share, list[Share]]:
     assert samples.devices is not None
     names = np.unique(samples.devices[samples.devices >= 0])
     if config.num_clients not in (-1, len(names)):
@@ -246,4 +286,4 @@ def _by_device_column(
         return Share(**{part: rows[np.isin(samples.groups[rows], getattr(cut, part))]
                         for part in ("train", "val", "test")})
 
-    return Partition(public=share(-1), devices=tuple(share(int(name)) for name in names))
+    return share(-1), [share(int(name)) for name in names]

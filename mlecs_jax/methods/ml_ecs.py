@@ -79,7 +79,7 @@ def build(setting: Setting) -> Method:
         # 3. AMT on private data.
         devices, amt = train_devices(
             devices, r, keys[AMT], on_public=False, anchors=anchors, steps=options.train.amt_steps,
-            rates=amt_rates(options, rate), weights={"volume": 0.0})
+            rates=amt_rates(options, rate), weights=amt_weights())
         # 4. Upload LoRA and modality counts.
         uploads = topology.to_cloud({
             "lora": setting.join([params["lora"] for params in devices]),
@@ -122,13 +122,18 @@ def ccl_rates(options: Config, rate: float) -> dict[str, float]:
 
 def ccl_weights(options: Config) -> dict[str, float]:
     """Without CCL only the language-modelling loss on public data is left."""
-    return {"volume": options.ccl.weight * options.method.ccl}
+    return {"lm": 1.0, "volume": options.ccl.weight * options.method.ccl}
 
 
 def amt_rates(options: Config, rate: float) -> dict[str, float]:
     """AMT trains extractor and LoRA; the connector is frozen in the paper."""
     connector = rate * options.amt.train_connector
     return {"extractor": rate, "connector": connector, "generator": connector, "lora": rate}
+
+
+def amt_weights() -> dict[str, float]:
+    """AMT has no anchors: private samples are unknown to the server."""
+    return {"lm": 1.0, "volume": 0.0}
 
 
 def se_ccl_rates(options: Config, rate: float) -> dict[str, float]:

@@ -222,11 +222,17 @@ class Decoder(nn.Module):
                 x, _ = block(x, positions, keep)
         return self.ln_f(x)
 
+    def head(self) -> tuple[Float[Array, "V D"], Float[Array, " V"] | None]:
+        """The vocabulary head as :mod:`mlecs_jax.kernels.lm_head` takes it: rows and bias."""
+        if self.config.family == "gpt2":
+            return self.wte, None
+        return self.lm_head, self.lm_head_bias
+
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Scores over the vocabulary for given hidden states."""
-        if self.config.family == "gpt2":
-            return hidden @ self.wte.astype(hidden.dtype).T
-        return hidden @ self.lm_head.astype(hidden.dtype).T + self.lm_head_bias.astype(hidden.dtype)
+        head, bias = self.head()
+        logits = hidden @ head.astype(hidden.dtype).T
+        return logits if bias is None else logits + bias.astype(hidden.dtype)
 
     def __call__(self, tokens: Int[Array, "B S"], **kwargs) -> Float[Array, "B T V"]:
         """Logits at every position, soft prompt included."""

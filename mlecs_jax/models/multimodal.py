@@ -45,6 +45,29 @@ class Batch:
     target: Leaf
 
 
+@struct.dataclass
+class Answer:
+    """What a model says at every answer position, before its vocabulary head is applied.
+
+    Losses take it whole, so that none has to write logits ``[B, T, V]``
+    (:mod:`mlecs_jax.kernels.lm_head`).
+
+    Attributes:
+      hidden: ``[B, T, D]`` final hidden states.
+      head: ``[V, D]``, a row per token.
+      bias: ``[V]`` or None.
+    """
+
+    hidden: Leaf
+    head: Leaf
+    bias: Leaf = None
+
+    def logits(self) -> Float[Array, "B T V"]:
+        """Scores over the vocabulary, written out."""
+        logits = self.hidden @ self.head.astype(self.hidden.dtype).T
+        return logits if self.bias is None else logits + self.bias.astype(logits.dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class MultimodalModel:
     """E, C and B with the instruction prompt they share.
@@ -103,8 +126,8 @@ class MultimodalModel:
         fused: Float[Array, "B d"],
         target: Int[Array, "B T"],
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B T V"]:
-        """Logits of each answer token given those before it (teacher forcing).
+    ) -> Answer:
+        """What it says of each answer token given those before it (teacher forcing).
 
         Args:
           params: needs groups ``generator`` and ``lora`` only.
@@ -123,4 +146,6 @@ class MultimodalModel:
             variables, tokens, prefix=prefix, deterministic=deterministic,
             rngs=None if keys is None else {"dropout": keys[1]}, method="hidden"))
         first = prefix.shape[1] + len(self.prompt) - 1  # the state that predicts the first token
-        return cast(Array, self.decoder.apply(variables, hidden[:, first:], method="logits"))
+        head, bias = cast(tuple[Array, Array | None],
+                          self.decoder.apply({"params": backbone}, method="head"))
+        return Answer(hidden[:, first:], head, bias)
