@@ -51,3 +51,33 @@ def draw(
 def rng(key: PRNGKeyArray) -> np.random.Generator:
     """A NumPy generator seeded by a JAX key."""
     return np.random.Generator(np.random.Philox(np.asarray(jax.random.key_data(key)).tolist()))
+
+
+def draw_uniform(
+    init: Callable[[PRNGKeyArray], Any], key: PRNGKeyArray, *, xavier: str = ""
+) -> Params:
+    """Parameters with the shapes of ``init(key)['params']``, drawn as PyTorch's layers draw them.
+
+    Kernels ``[…, fan_in, fan_out]`` and their biases are uniform within ±1/√fan_in. Under a path
+    that contains ``xavier`` leaves have a leading layer axis, kernels are Xavier uniform
+    (±√(6/(fan_in + fan_out))) and biases zero. Scales are one. Kernels of convolutions are
+    ``[size, fan_in, fan_out]``; a leaf is a kernel or bias by the end of its name.
+    """
+    shapes = cast(dict[tuple[str, ...], jax.ShapeDtypeStruct],
+                  traverse_util.flatten_dict(jax.eval_shape(init, key)["params"]))
+    generator = rng(key)
+    params = {}
+    for path in sorted(shapes):
+        shape, name = shapes[path].shape, path[-1]
+        stacked = bool(xavier) and xavier in path
+        kernel = shapes.get((*path[:-1], name.replace("bias", "kernel")))
+        fan_in = math.prod(kernel.shape[stacked:-1]) if kernel is not None else 0
+        if name.endswith("kernel"):
+            bound = math.sqrt(6 / (fan_in + shape[-1])) if stacked else 1 / math.sqrt(fan_in)
+            value = generator.uniform(-bound, bound, shape)
+        elif name.endswith("bias") and kernel is not None and not stacked:
+            value = generator.uniform(-1, 1, shape) / math.sqrt(fan_in)
+        else:
+            value = np.ones(shape) if name == "scale" else np.zeros(shape)
+        params[path] = value.astype(np.float32)
+    return traverse_util.unflatten_dict(params)
