@@ -17,21 +17,59 @@ from mlecs_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
+class FedMllmConfig:
+    """FedMLLM: prompt clause, proximal term, rule of the server.
+
+    ``missing_weight`` is μ_w; negative: each device's share of missing modalities.
+    """
+
+    clause: str
+    mu: float
+    missing_weight: float
+    server: Literal["fedadagrad", "fedavg"]
+    server_rate: float
+    tau: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FediLoraConfig:
+    """FediLoRA: ``ranks`` of the devices in turn, and the cosine below which a layer is edited."""
+
+    ranks: str
+    edit_below: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CoPlmsConfig:
+    """Co-PLMs: the backbone of the distilled proxy model."""
+
+    proxy: str
+
+
+@dataclasses.dataclass(frozen=True)
 class MethodConfig:
-    """Which method, and the parts of ML-ECS that are on (w/o … ablations)."""
+    """Which method, the parts of ML-ECS that are on (w/o … ablations), and what others need.
+
+    ``name`` may also be a user's own: ``path/to/file.py`` or ``package.module:function``.
+    """
 
     name: str
     ccl: bool
     mma: bool
     se_ccl: bool
     kt: bool
+    public: bool
+    broadcast: bool
+    fedmllm: FedMllmConfig
+    fedilora: FediLoraConfig
+    co_plms: CoPlmsConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which dataset in which form; ``split`` is read by the partition."""
 
-    name: Literal["ur_fall", "table"]
+    name: Literal["ur_fall", "table", "vast"]
     source: Literal["auto", "real", "simulated"]
     split: Literal["frame", "sequence"]
     acce: Literal["sample", "window"]
@@ -145,8 +183,38 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CaptionsConfig:
+    """The captioning task: its data, the length of its targets and how they are scored."""
+
+    corpora: str
+    clips: int
+    annotations: str
+    features: str
+    featuriser: str
+    feature_width: int
+    simulated_clips: int
+    vocabulary: int
+    max_tokens: int
+    val_rows: int
+    test_every: int
+    shown: int
+    bertscore: str
+    pretrain_steps: int
+
+    def __post_init__(self) -> None:
+        for name in ("feature_width", "simulated_clips", "vocabulary", "max_tokens", "val_rows",
+                     "pretrain_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"captions.{name} is {getattr(self, name)}; give a positive number")
+        for name in ("clips", "test_every", "shown"):
+            if getattr(self, name) < 0:
+                raise UserError(f"captions.{name} is {getattr(self, name)}; give 0 or a positive "
+                                "number")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
-    """One experiment, whole."""
+    """One experiment, whole. A task without captions has no group ``captions``."""
 
     seed: int
     method: MethodConfig
@@ -161,6 +229,7 @@ class Config:
     clients: ClientsConfig
     topology: TopologyConfig
     eval: EvalConfig
+    captions: CaptionsConfig | None = None
 
     def partition_config(self) -> PartitionConfig:
         """The partition's own options, checked."""
@@ -220,12 +289,17 @@ def parse(values: Mapping[str, Any]) -> Config:
 
 def _parse(kind: type, values: Mapping[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(kind)
-    for name in set(values) ^ set(hints):
+    optional = {f.name for f in dataclasses.fields(kind) if f.default is None}
+    for name in (set(values) ^ set(hints)) - (optional - set(values)):
         problem = "is unknown" if name in values else "is missing"
         raise UserError(f"config key '{where}{name}' {problem}; known keys: {', '.join(hints)}")
     fields = {}
     for name, hint in hints.items():
-        value = values[name]
+        value = values.get(name)
+        if name in optional:
+            if value is None:
+                continue
+            hint = next(part for part in typing.get_args(hint) if part is not type(None))
         if dataclasses.is_dataclass(hint):
             fields[name] = _parse(typing.cast(type, hint), value, f"{where}{name}.")
         else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from mlecs_jax.config import DataConfig
+from pathlib import Path
+
+from mlecs_jax.config import CaptionsConfig, DataConfig
+from mlecs_jax.data import paths
 from mlecs_jax.data.samples import Samples
 from mlecs_jax.errors import UserError
 
 
-def load(config: DataConfig) -> Samples:
+def load(config: DataConfig, captions: CaptionsConfig | None = None) -> Samples:
     """The dataset a configuration names.
 
     ``source=auto`` takes real data where they are prepared or can be prepared without asking, and
@@ -16,6 +19,15 @@ def load(config: DataConfig) -> Samples:
     Raises:
       UserError: real data are asked for and absent, or an option does not fit the dataset.
     """
+    if config.name == "vast":
+        if captions is None:
+            raise UserError("data.name=vast is a captioning task: its config has a group captions; "
+                            "begin with --config=vast")
+        return _captions(config, captions)
+    if captions is not None:
+        raise UserError(f"data.name={config.name} has no captions; remove the group captions, or "
+                        "use data.name=vast")
+
     from mlecs_jax.data import simulated, ur_fall  # the builder's library takes seconds to import
 
     if config.name == "table":
@@ -37,3 +49,30 @@ def load(config: DataConfig) -> Samples:
             acce=config.acce, rgb_size=config.rgb_size, depth=config.depth)
     return ur_fall.load(acce=config.acce, rgb=config.rgb, rgb_size=config.rgb_size,
                         depth=config.depth)
+
+
+def _captions(config: DataConfig, captions: CaptionsConfig) -> Samples:
+    """Clips of the user's annotations, else of the corpora, else simulated ones."""
+    from mlecs_jax.data import captions_simulated, omni_caption, vast
+    from mlecs_jax.data.featurise import featuriser
+
+    featurise = featuriser(captions.featuriser, captions.feature_width)
+    folder = paths.data_dir() / "omni_caption"
+    corpora = tuple(name.strip() for name in captions.corpora.split(",") if name.strip())
+    if config.source != "simulated" and captions.annotations:
+        features = Path(captions.features).expanduser() if captions.features else None
+        return vast.load(Path(captions.annotations).expanduser(), features, featurise)
+    if captions.features:
+        raise UserError("captions.features needs captions.annotations, the clips they belong to")
+    if not corpora:
+        raise UserError("captions.corpora is empty; name at least one of "
+                        + ", ".join(omni_caption.CORPORA))
+    there = omni_caption.is_available(folder, corpora)
+    if config.source == "simulated" or (config.source == "auto" and not there):
+        return captions_simulated.load(seed=config.simulated_seed,
+                                       num_clips=captions.simulated_clips, featurise=featurise)
+    if not there:
+        raise UserError(f"{folder} lacks annotation files of {captions.corpora} "
+                        "(docs/captions.md); set MLECS_DATA_DIR, or --config.captions.annotations "
+                        "to a VAST-27M annotation file")
+    return omni_caption.load(folder, corpora, captions.clips, featurise)

@@ -65,15 +65,20 @@ def answer_ids(num_classes: int, tokenizer: Tokenizer) -> tuple[int, ...]:
 def targets(samples: Samples, tokenizer: Tokenizer, max_tokens: int = 70) -> np.ndarray:
     """Answer tokens and end-of-sequence per sample, int32 ``[n, T]``, padded with -1.
 
+    A text begins with a blank, as words inside a text do, since it follows the prompt.
+
     Args:
-      max_tokens: longest text target kept, T ≤ max_tokens + 1 (ML-ECS: captions of ≤ 70 tokens).
+      max_tokens: longest text target kept, T ≤ max_tokens + 1 (ML-ECS: captions of ≤ 70 tokens);
+        one that is cut has no end-of-sequence token, so that no model learns to stop midway.
     """
     if samples.labels is not None:
         answers = np.asarray(answer_ids(len(samples.class_names), tokenizer), np.int32)
         end = np.full(len(samples), tokenizer.eos_token_id, np.int32)
         return np.stack([answers[samples.labels], end], axis=1)
-    rows = [tokenizer.encode(text)[:max_tokens] + [tokenizer.eos_token_id]
-            for text in samples.texts or ()]
+    rows = []
+    for text in samples.texts or ():
+        ids = tokenizer.encode(" " + text.strip())
+        rows.append(ids[:max_tokens] if len(ids) > max_tokens else [*ids, tokenizer.eos_token_id])
     padded = np.full((len(rows), max(map(len, rows))), PADDING, np.int32)
     for row, ids in zip(padded, rows, strict=True):
         row[:len(ids)] = ids
