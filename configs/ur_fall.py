@@ -86,6 +86,14 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.kt.k = 32  # tokens kept, or bins
     config.kt.temperature = 1.0
 
+    config.plus = ConfigDict()  # ML-ECS+, our own variant; ML-ECS reads none of these
+    config.plus.distil = 1.0  # weight of the teacher on devices
+    config.plus.devices_share = 0.5  # of the teacher; the rest is the LLM's belief
+    config.plus.server_distil = 1.0  # weight of the devices' beliefs where the LLM has no label
+    config.plus.weighting = "modality"  # uniform | modality | confidence, of devices' beliefs
+    config.plus.public_share = 0.5  # of a device's batches
+    config.plus.lora = True  # average and broadcast LoRA too
+
     config.train = ConfigDict()
     config.train.rounds = 10
     config.train.ccl_steps = 40  # batches per round on public data, each device

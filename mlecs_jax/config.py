@@ -141,6 +141,18 @@ class AmtConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlusConfig:
+    """The levers of our own variant, :mod:`mlecs_jax.methods.ml_ecs_plus`."""
+
+    distil: float
+    devices_share: float
+    server_distil: float
+    weighting: Literal["uniform", "modality", "confidence"]
+    public_share: float
+    lora: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class KtConfig:
     """Pooled-logit knowledge transfer between LLM and SLM."""
 
@@ -225,6 +237,7 @@ class Config:
     ccl: CclConfig
     amt: AmtConfig
     kt: KtConfig
+    plus: PlusConfig
     train: TrainConfig
     clients: ClientsConfig
     topology: TopologyConfig
@@ -269,7 +282,9 @@ def parse(values: Mapping[str, Any]) -> Config:
     for name, value in positive.items():
         if not value > 0:
             raise UserError(f"{name} is {value}; give a positive number")
-    for name, value in (("ccl.weight", config.ccl.weight), ("kt.weight", config.kt.weight),
+    for name, value in (("plus.distil", config.plus.distil),
+                        ("plus.server_distil", config.plus.server_distil),
+                        ("ccl.weight", config.ccl.weight), ("kt.weight", config.kt.weight),
                         ("train.final_rate_fraction", config.train.final_rate_fraction),
                         ("eval.ceiling_steps", config.eval.ceiling_steps)):
         if not value >= 0:
@@ -279,6 +294,10 @@ def parse(values: Mapping[str, Any]) -> Config:
                         ("ccl.label_smoothing", config.ccl.label_smoothing)):
         if not 0 <= value < 1:
             raise UserError(f"{name} is {value}; give a share in [0, 1)")
+    for name, value in (("plus.devices_share", config.plus.devices_share),
+                        ("plus.public_share", config.plus.public_share)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} is {value}; give a share in [0, 1]")
     for name, value in (("seed", config.seed), ("partition.seed", config.partition.seed),
                         ("model.backbone_seed", config.model.backbone_seed),
                         ("data.simulated_seed", config.data.simulated_seed)):

@@ -38,8 +38,9 @@ def device_stage(setting: Setting, model: MultimodalModel, shared, params: Param
     Anchors and teacher speak of public rows only; on private ones give them weight 0.
 
     Args:
-      shared: backbone ``slm``, ``public`` rows, ``moments``, ``on_public`` (bool), ``steps``,
-        ``rates``, ``weights`` and the optional terms above.
+      shared: backbone ``slm``, ``public`` rows, ``moments``, ``on_public`` (True, False, or the
+        share of steps, evenly spread, that take public rows), ``steps``, ``rates``, ``weights`` and
+        the optional terms above.
       device: ``train`` rows, ``owned [M]``, ``key``, and ``public_available [n, M]`` or None.
     """
     options = setting.config
@@ -69,7 +70,9 @@ def device_stage(setting: Setting, model: MultimodalModel, shared, params: Param
                 lambda x: jnp.zeros_like(x[:1], shape=(options.train.batch_size, *x.shape[1:])),
                 messages)
 
-        return jax.lax.cond(shared["on_public"], on_public, on_private)
+        share = jnp.asarray(shared["on_public"], jnp.float32)
+        turn = jnp.floor((step + 1) * share) > jnp.floor(step * share)
+        return jax.lax.cond(turn, on_public, on_private)
 
     def loss(params, batch_and_messages, key):
         batch, received = batch_and_messages
@@ -92,6 +95,40 @@ def device_stage(setting: Setting, model: MultimodalModel, shared, params: Param
 
     return fit(loss, params, batch_at, shared["steps"], shared["rates"], steps_key,
                transform=optimiser(options.train.clip))
+
+
+def lone_stage(setting: Setting, model: MultimodalModel, shared, params: Params, key: jax.Array):
+    """One model on one set of rows: the server by itself, or a pool of everyone's data.
+
+    Minimises L_lb, and with a ``teacher`` also its distillation, with ``weights`` as in
+    :func:`device_stage`. Without a teacher unlabelled rows are left out.
+
+    Args:
+      shared: ``backbone``, ``rows``, ``owned`` (bool ``[M]``), ``moments``, ``steps``, ``rates``,
+        and with a teacher :class:`~mlecs_jax.losses.SoftTargets` of the rows and ``weights``.
+    """
+    rows: Rows = shared["rows"]
+    order_key, steps_key = jax.random.split(key)
+    order = shuffle(order_key, exists(rows) if "teacher" in shared else has_label(rows))
+
+    def batch_at(step):
+        index = batch_rows(order, step, setting.config.train.batch_size)
+        batch = gather(rows, shared["owned"], shared["moments"], index)
+        return batch, jax.tree.map(lambda x: x[index], shared.get("teacher"))
+
+    def loss(params, batch_and_teacher, key):
+        batch, teacher = batch_and_teacher
+        _, fused = model.represent(params, batch.inputs, batch.mask)
+        answer = model.answer(shared["backbone"], params, fused, batch.target, key)
+        lm = losses.language_modelling(answer, batch.target)
+        if teacher is None:
+            return lm, {"lm": lm}
+        distil = losses.distillation(answer, teacher)
+        weights = shared["weights"]
+        return weights["lm"] * lm + weights["distil"] * distil, {"lm": lm, "distil": distil}
+
+    return fit(loss, params, batch_at, shared["steps"], shared["rates"], steps_key,
+               transform=optimiser(setting.config.train.clip))
 
 
 def fuse_public(llm: MultimodalModel, cloud, params: Params):

@@ -1,0 +1,147 @@
+"""ML-ECS+, our own variant of ML-ECS: collaboration by beliefs about the public samples.
+
+Not part of the published method. Where ML-ECS sends fused representations and LoRA, nodes here
+exchange what they *think* of each public sample (:mod:`mlecs_jax.beliefs`): C probabilities in
+place of d anchor numbers. Of the public samples' labels only the server needs some. A round:
+
+1. the server's LLM learns from the public labels it has and, elsewhere, from the devices' pooled
+   beliefs of the round before;
+2. its beliefs, mixed with theirs, go to the devices, with the averaged LoRA;
+3. devices learn from private labels and from that teacher on public samples, in turn;
+4. devices upload their beliefs on public samples, LoRA and number of modalities;
+5. the server pools beliefs per sample, by the modalities that a device has of it, and averages
+   LoRA with weights ∝ modality counts (MMA, Eq. 13).
+
+Private knowledge travels in step 4: a device that has seen other falls, or has a camera where its
+neighbour has an accelerometer, changes what all are taught in the next round.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from mlecs_jax import aggregate, beliefs, channel, rounds
+from mlecs_jax.lora import Lora, Params
+from mlecs_jax.methods.method import Diagnostics, Method, Predictions
+from mlecs_jax.predict import Predictor
+from mlecs_jax.setting import Setting
+from mlecs_jax.stages import device_stage
+
+WIRE = jnp.bfloat16  # of beliefs between tiers: 3 digits are more than a probability is worth
+
+
+@struct.dataclass
+class State:
+    """What lives between rounds.
+
+    Attributes:
+      devices: per cohort, stacked trainable groups of each device.
+      llm: trainable groups of the server's LLM.
+      broadcast: the averaged LoRA, on the edge.
+      pooled: float32 ``[n, T, K]`` pooled beliefs of the devices, on the cloud; 0 before the first
+        upload.
+    """
+
+    devices: tuple[Params, ...]
+    llm: Params
+    broadcast: Lora
+    pooled: Float[Array, "n T K"]
+
+
+def build(setting: Setting) -> Method:
+    """ML-ECS+ over a setting; its levers are ``config.plus``."""
+    options, levers, topology = setting.config, setting.config.plus, setting.topology
+    train_llm = rounds.lone_llm(setting)
+    train_devices = setting.on_devices(device_stage)
+    ask_devices = setting.on_devices(_device_beliefs)
+    ask_server = jax.jit(functools.partial(_server_beliefs, setting))
+    pool = jax.jit(functools.partial(beliefs.pool, weighting=levers.weighting))
+    predict = Predictor(setting)
+    tokens = answer_tokens(setting)
+    cloud_tokens, edge_tokens = topology.to_cloud(tokens), topology.to_edge(tokens)
+
+    def init(key: jax.Array) -> State:
+        devices, lora = rounds.initial_devices(setting, key)
+        return State(devices=devices, llm=rounds.initial_llm(setting, key), broadcast=lora,
+                     pooled=topology.to_cloud(jnp.zeros(tokens.shape, jnp.float32)))
+
+    def round(state: State, r: int, key: jax.Array) -> tuple[State, Diagnostics]:
+        rate = rounds.rate_at(options, r)
+        # 1. The LLM learns from public labels and, where there are none, from the devices.
+        lesson = jnp.where(unlabelled(setting)[:, None, None], state.pooled, 0.0)
+        llm, server = train_llm(state.llm, r, key, teacher=beliefs.targets(cloud_tokens, lesson),
+                                weights={"lm": 1.0, "distil": levers.server_distil})
+        # 2. The teacher: beliefs of the LLM and, in part, of the devices.
+        teacher = beliefs.mix(ask_server(setting.cloud, llm, cloud_tokens), state.pooled,
+                              levers.devices_share)
+        teacher = beliefs.targets(edge_tokens, topology.to_edge(teacher.astype(WIRE)))
+        # 3. Devices learn from both sources in turn.
+        devices = rounds.overwrite(state.devices, {"lora": state.broadcast}) \
+            if levers.lora else state.devices
+        devices, losses = train_devices(
+            devices, r, rounds.stage_key(key, r, rounds.PUBLIC), on_public=levers.public_share,
+            teacher=teacher, steps=rounds.local_steps(options), rates=rounds.every_group(rate),
+            weights={"lm": 1.0, "distil": levers.distil})
+        # 4. They upload beliefs, LoRA and modality counts.
+        devices, (own, seen) = ask_devices(devices, r, rounds.stage_key(key, r, rounds.PUBLIC),
+                                           tokens=edge_tokens)
+        uploads = topology.to_cloud({
+            "beliefs": own.astype(WIRE), "seen": seen,
+            "lora": setting.join([params["lora"] for params in devices]),
+            "modalities": setting.federation.owned_at(r).sum(axis=1)})
+        # 5. One belief and one LoRA of all.
+        pooled = pool(uploads["beliefs"].astype(jnp.float32), uploads["seen"])
+        weights = aggregate.modality_weights(uploads["modalities"])
+        lora = topology.to_edge(aggregate.weighted_mean(uploads["lora"], weights))
+        return (State(devices=devices, llm=llm, broadcast=lora, pooled=pooled),
+                {"devices": {"both": losses}, "server": {"llm": server}})
+
+    def evaluate(state: State, r: int) -> Predictions:
+        predictions = {"after_amt": predict.devices(state.devices, r),
+                       "server": predict.server(state.llm)}
+        if levers.lora:
+            received = rounds.overwrite(state.devices, {"lora": state.broadcast})
+            predictions["after_broadcast"] = predict.devices(received, r)
+        return predictions
+
+    def communication(state: State) -> dict[str, int]:
+        lora = {"lora": state.broadcast} if levers.lora else {}
+        message = {"beliefs": jax.ShapeDtypeStruct(tokens.shape, WIRE)} | lora
+        return {"uplink": channel.num_bytes(message | {"modalities": np.zeros(1, np.int32)}),
+                "downlink": channel.num_bytes(message)}
+
+    return Method(init=init, round=round, evaluate=evaluate, communication=communication)
+
+
+def answer_tokens(setting: Setting) -> Int[np.ndarray, "n 1 C"]:
+    """The tokens that nodes are asked about: those of the classes, for every public sample."""
+    ids = np.asarray(setting.answer_ids, np.int32)
+    return np.broadcast_to(ids, (setting.federation.public.target.shape[0], 1, len(ids)))
+
+
+def unlabelled(setting: Setting) -> np.ndarray:
+    """Public samples that the server has no label of, bool ``[n]``."""
+    return ~(np.asarray(setting.federation.public.target) >= 0).any(-1)
+
+
+def _device_beliefs(setting: Setting, model, shared, params: Params, device):
+    """A device's beliefs on public samples; its parameters pass through."""
+    rows = shared["public"]
+    if device["public_available"] is not None:
+        rows = rows.replace(available=device["public_available"])
+    return params, beliefs.of_rows(model, shared["slm"], params, rows, device["owned"],
+                                   shared["moments"], shared["tokens"])
+
+
+def _server_beliefs(setting: Setting, cloud, llm: Params, tokens):
+    """The LLM's beliefs on public samples, with every modality."""
+    rows = cloud["public"]
+    every = jnp.ones(rows.available.shape[-1], bool)
+    own, _ = beliefs.of_rows(setting.llm, cloud["llm"], llm, rows, every, cloud["moments"], tokens)
+    return own
