@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlecs_jax.data import paths, ur_fall
+from mlecs_jax.data import mosei, mosi, paths, ur_fall
 from mlecs_jax.errors import UserError
 
-DATASETS = {"ur_fall": ur_fall}
+DATASETS = {"ur_fall": ur_fall, "mosi": mosi, "mosei": mosei}
 """Modules by dataset name. Each has ``SUMMARY``, ``BASE_URL``, ``add_arguments(parser)``,
 ``download(folder, base_url) -> files fetched`` and ``prepare(source, **arguments) -> made now``."""
 
