@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 Tree = Any
 
@@ -28,3 +29,74 @@ def modality_weights(counts: Int[Array, " C"], *, equal: bool = False) -> Float[
     """
     weights = jnp.ones(counts.shape) if equal else counts.astype(jnp.float32)
     return weights / jnp.sum(weights)
+
+
+def per_modality(
+    trees: Mapping[str, Tree],
+    weights: Num[Array, " C"],
+    owned: Bool[Array, "C M"],
+    previous: Mapping[str, Tree],
+) -> dict[str, Tree]:
+    """The mean of each modality's tree over the devices that own the modality (Multi-FedAvg).
+
+    Args:
+      trees: ``{modality: stacked tree}`` in the order of the columns of ``owned``.
+      weights: of the devices, e.g. their numbers of samples; renormalised over the owners.
+      previous: what a modality keeps that nobody owns.
+    """
+    result = {}
+    for i, (name, tree) in enumerate(trees.items()):
+        shares = jnp.where(owned[:, i], weights.astype(jnp.float32), 0.0)
+        anyone = jnp.sum(shares) > 0
+        mean = weighted_mean(tree, jnp.where(anyone, shares, 1.0))
+        result[name] = jax.tree.map(
+            lambda new, old, anyone=anyone: jnp.where(anyone, new, old), mean, previous[name])
+    return result
+
+
+def keep_ranks(loras: Tree, ranks: Int[Array, " C"]) -> Tree:
+    """Stacked LoRA trees of one maximal rank with all but the first ``ranks[j]`` columns of A and
+    rows of B of device j zero: adapters of different ranks in one array. A zero pair stays zero in
+    training, since each factor's gradient is a multiple of the other."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: leaf * _along_rank(path, leaf, _within(path, leaf, ranks)), loras)
+
+
+def dimension_wise(
+    loras: Tree, weights: Num[Array, " C"], ranks: Int[Array, " C"]
+) -> Tree:
+    """Each rank's column of A and row of B, averaged over the devices that have it (FediLoRA).
+
+    A[:, i] = Σ_{k: r_k > i} p_k A_k[:, i] / Σ_{k: r_k > i} p_k, and B[i, :] likewise: devices whose
+    rank ends before i count in neither sum. A rank that no device has is zero.
+
+    Args:
+      loras: stacked trees of the maximal rank; what lies beyond a device's own rank is not read.
+      weights: p_k, e.g. numbers of samples.
+      ranks: r_k.
+    """
+    def mean(path, leaf):
+        shares = _within(path, leaf, ranks) * weights.astype(jnp.float32)[:, None]
+        total = jnp.sum(shares, axis=0)
+        shares = jnp.where(total > 0, shares / jnp.where(total > 0, total, 1.0), 0.0)
+        return jnp.sum(leaf * _along_rank(path, leaf, shares), axis=0).astype(leaf.dtype)
+
+    return jax.tree.map_with_path(mean, loras)
+
+
+def _rank_axis(path: tuple[Any, ...], leaf: Array) -> int:
+    """Where the rank lies in a stacked LoRA leaf: A ``[C, …, d, r]``, B ``[C, (layers,) r, …]``."""
+    names = [str(getattr(key, "key", key)) for key in path]
+    return leaf.ndim - 1 if names[-1] == "a" else 1 + ("blocks" in names)
+
+
+def _within(path: tuple[Any, ...], leaf: Array, ranks: Int[Array, " C"]) -> Bool[Array, "C r"]:
+    """Which ranks of the leaf each device has."""
+    return jnp.arange(leaf.shape[_rank_axis(path, leaf)]) < ranks[:, None]
+
+
+def _along_rank(path: tuple[Any, ...], leaf: Array, values: Num[Array, "C r"]) -> Array:
+    """Values per device and rank, shaped to broadcast against the leaf."""
+    shape = [1] * leaf.ndim
+    shape[0], shape[_rank_axis(path, leaf)] = values.shape
+    return values.reshape(shape)

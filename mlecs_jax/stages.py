@@ -104,20 +104,23 @@ def lone_stage(setting: Setting, model: MultimodalModel, shared, params: Params,
     :func:`device_stage`. Without a teacher unlabelled rows are left out.
 
     Args:
-      shared: ``backbone``, ``rows``, ``owned`` (bool ``[M]``), ``moments``, ``steps``, ``rates``,
-        and with a teacher :class:`~mlecs_jax.losses.SoftTargets` of the rows and ``weights``.
+      shared: ``backbone``, ``rows``, ``owned`` (bool ``[M]``, or ``[n, M]`` where rows come from
+        several nodes), ``moments``, ``steps``, ``rates``, and with a teacher
+        :class:`~mlecs_jax.losses.SoftTargets` of the rows and ``weights``.
     """
     rows: Rows = shared["rows"]
+    owned = jnp.broadcast_to(shared["owned"], rows.available.shape)
     order_key, steps_key = jax.random.split(key)
     order = shuffle(order_key, exists(rows) if "teacher" in shared else has_label(rows))
 
     def batch_at(step):
         index = batch_rows(order, step, setting.config.train.batch_size)
-        batch = gather(rows, shared["owned"], shared["moments"], index)
+        batch = gather(rows, owned[index], shared["moments"], index)
         return batch, jax.tree.map(lambda x: x[index], shared.get("teacher"))
 
     def loss(params, batch_and_teacher, key):
         batch, teacher = batch_and_teacher
+        _, key, _ = jax.random.split(key, 3)  # the LLM's in SE-CCL: ablations agree step for step
         _, fused = model.represent(params, batch.inputs, batch.mask)
         answer = model.answer(shared["backbone"], params, fused, batch.target, key)
         lm = losses.language_modelling(answer, batch.target)

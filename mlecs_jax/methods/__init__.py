@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.methods import ml_ecs
+from mlecs_jax.methods import fedavg_lora, ml_ecs, ml_ecs_plus, multi_fedavg, standalone
 from mlecs_jax.methods.method import Method
 from mlecs_jax.setting import Setting
 
-METHODS: dict[str, Callable[[Setting], Method]] = {"ml_ecs": ml_ecs.build}
+METHODS: dict[str, Callable[[Setting], Method]] = {
+    "ml_ecs": ml_ecs.build,
+    "ml_ecs_plus": ml_ecs_plus.build,
+    "standalone": standalone.standalone,
+    "multi_fedavg": multi_fedavg.build,
+    "localpub": standalone.localpub,
+    "private_only": standalone.private_only,
+    "fedavg_lora": fedavg_lora.build,
+}
 
 
 def build(setting: Setting) -> Method:

@@ -16,20 +16,16 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mlecs_jax import aggregate, channel
+from mlecs_jax import aggregate, channel, rounds
 from mlecs_jax.config import Config
 from mlecs_jax.lora import Lora, Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.predict import Predictor
 from mlecs_jax.setting import Setting
 from mlecs_jax.stages import device_stage, fuse_public, se_ccl_stage
-from mlecs_jax.train import decayed
-
-CCL, AMT, SE_CCL = range(3)  # stage numbers, folded into keys
 
 
 @struct.dataclass
@@ -48,7 +44,10 @@ class State:
 
 
 def build(setting: Setting) -> Method:
-    """ML-ECS over a setting; ablations are ``config.method.{ccl,mma,se_ccl,kt}``."""
+    """ML-ECS over a setting; ablations are ``config.method.{ccl,mma,se_ccl,kt,public,broadcast}``.
+
+    With all of them off, and the connector trained in AMT, it is Standalone step for step.
+    """
     options, topology = setting.config, setting.topology
     fuse = jax.jit(functools.partial(fuse_public, setting.llm))
     train_devices = setting.on_devices(device_stage)
@@ -56,30 +55,35 @@ def build(setting: Setting) -> Method:
     predict = Predictor(setting)
 
     def init(key: jax.Array) -> State:
-        llm_key, slm_key, device_key = jax.random.split(key, 3)
-        llm = setting.llm.init(llm_key, setting.cloud["llm"], setting.example_inputs())
-        slm = setting.slm.init(slm_key, setting.cloud["slm"], setting.example_inputs())
-        slm = {"generator": slm["generator"], "lora": slm["lora"]}
-        devices = setting.init_devices(device_key, slm["lora"])
-        return State(devices=devices, server=topology.to_cloud({"llm": llm, "slm": slm}),
+        slm = rounds.initial_slm(setting, key)
+        server = {"llm": rounds.initial_llm(setting, key), "slm": topology.to_cloud(slm)}
+        return State(devices=rounds.initial_devices(setting, key, slm["lora"]), server=server,
                      broadcast=topology.to_edge(slm["lora"]))
 
-    def round(state: State, r: int, key: jax.Array) -> tuple[State, Diagnostics]:
-        keys = [jax.random.fold_in(jax.random.fold_in(key, r), stage) for stage in range(3)]
-        rate = decayed(options.train.learning_rate, options.train.final_rate_fraction, r,
-                       options.train.rounds)
-        devices = overwrite_lora(state.devices, state.broadcast)
+    def receive(state: State) -> tuple[Params, ...]:
+        if not options.method.broadcast:
+            return state.devices
+        return rounds.overwrite(state.devices, {"lora": state.broadcast})
 
-        # 1. Fused omni-modal representations s' of the public samples, to every device.
-        anchors = topology.to_edge(fuse(setting.cloud, state.server["llm"]))
-        # 2. CCL on public data.
-        devices, ccl = train_devices(
-            devices, r, keys[CCL], on_public=True, anchors=anchors, steps=options.train.ccl_steps,
-            rates=ccl_rates(options, rate), weights=ccl_weights(options))
+    def round(state: State, r: int, key: jax.Array) -> tuple[State, Diagnostics]:
+        rate = rounds.rate_at(options, r)
+        keys = [rounds.stage_key(key, r, stage) for stage in range(3)]
+        devices, on_devices, messages = receive(state), {}, {}
+        amt_steps = rounds.local_steps(options)
+
+        if options.method.public:
+            # 1. Fused omni-modal representations s' of the public samples, to every device.
+            messages["anchors"] = topology.to_edge(fuse(setting.cloud, state.server["llm"]))
+            # 2. CCL on public data.
+            devices, on_devices["ccl"] = train_devices(
+                devices, r, keys[rounds.PUBLIC], on_public=True, steps=options.train.ccl_steps,
+                rates=rounds.public_rates(options, rate), weights=ccl_weights(options), **messages)
+            amt_steps = options.train.amt_steps
         # 3. AMT on private data.
         devices, amt = train_devices(
-            devices, r, keys[AMT], on_public=False, anchors=anchors, steps=options.train.amt_steps,
-            rates=amt_rates(options, rate), weights=amt_weights())
+            devices, r, keys[rounds.PRIVATE], on_public=False, steps=amt_steps,
+            rates=rounds.private_rates(options, rate), weights=amt_weights(), **messages)
+        on_devices["amt"] = {"lm": amt["lm"]}
         # 4. Upload LoRA and modality counts.
         uploads = topology.to_cloud({
             "lora": setting.join([params["lora"] for params in devices]),
@@ -92,43 +96,33 @@ def build(setting: Setting) -> Method:
         shared = setting.cloud | {"steps": options.train.server_steps,
                                   "rates": se_ccl_rates(options, rate),
                                   "weights": se_ccl_weights(options)}
-        server, se_ccl = train_server(shared, server, topology.to_cloud(keys[SE_CCL]))
+        server, se_ccl = train_server(shared, server, topology.to_cloud(keys[rounds.SERVER]))
         # 7. Broadcast.
         broadcast = topology.to_edge(server["slm"]["lora"])
 
         return (State(devices=devices, server=server, broadcast=broadcast),
-                {"devices": {"ccl": ccl, "amt": {"lm": amt["lm"]}}, "server": {"se_ccl": se_ccl}})
+                {"devices": on_devices, "server": {"se_ccl": se_ccl}})
 
     def evaluate(state: State, r: int) -> Predictions:
-        overwritten = overwrite_lora(state.devices, state.broadcast)
         return {"after_amt": predict.devices(state.devices, r),
-                "after_broadcast": predict.devices(overwritten, r),
+                "after_broadcast": predict.devices(receive(state), r),
                 "server": predict.server(state.server["llm"])}
 
     def communication(state: State) -> dict[str, int]:
-        anchors = jax.eval_shape(fuse, setting.cloud, state.server["llm"])
-        modalities = np.zeros(1, np.int32)
-        return {"uplink": channel.num_bytes({"lora": state.broadcast, "modalities": modalities}),
-                "downlink": channel.num_bytes({"lora": state.broadcast, "anchors": anchors})}
+        up = {"lora": state.broadcast, "modalities": np.zeros(1, np.int32)}
+        down = {}
+        if options.method.broadcast:
+            down["lora"] = state.broadcast
+        if options.method.public:
+            down["anchors"] = jax.eval_shape(fuse, setting.cloud, state.server["llm"])
+        return {"uplink": channel.num_bytes(up), "downlink": channel.num_bytes(down)}
 
     return Method(init=init, round=round, evaluate=evaluate, communication=communication)
-
-
-def ccl_rates(options: Config, rate: float) -> dict[str, float]:
-    """CCL trains connector and LoRA; the extractor by option (the release freezes it)."""
-    return {"extractor": rate * options.ccl.train_extractor, "connector": rate, "generator": rate,
-            "lora": rate}
 
 
 def ccl_weights(options: Config) -> dict[str, float]:
     """Without CCL only the language-modelling loss on public data is left."""
     return {"lm": 1.0, "volume": options.ccl.weight * options.method.ccl}
-
-
-def amt_rates(options: Config, rate: float) -> dict[str, float]:
-    """AMT trains extractor and LoRA; the connector is frozen in the paper."""
-    connector = rate * options.amt.train_connector
-    return {"extractor": rate, "connector": connector, "generator": connector, "lora": rate}
 
 
 def amt_weights() -> dict[str, float]:
@@ -147,11 +141,3 @@ def se_ccl_weights(options: Config) -> dict[str, float]:
     transfer = options.kt.weight * options.method.kt * enabled
     return {"llm_lm": 1.0, "slm_lm": enabled, "volume": options.ccl.weight * enabled,
             "kt_llm": transfer, "kt_slm": transfer}
-
-
-def overwrite_lora(devices: tuple[Params, ...], lora: Lora) -> tuple[Params, ...]:
-    """Every device's LoRA replaced by the broadcast one."""
-    return tuple(
-        params | {"lora": jax.tree.map(lambda own, new: jnp.broadcast_to(new, own.shape),
-                                       params["lora"], lora)}
-        for params in devices)

@@ -1,0 +1,62 @@
+"""Nodes apart: what moves, what never does, and ML-ECS without everything."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.methods.rounds import assert_close, assert_equal, build, moved, run
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return run(*build(**{"method.name": "standalone"})[1:])
+
+
+def test_ml_ecs_without_everything_is_standalone_step_for_step(reference):
+    """No public data on devices, nothing broadcast, the LLM alone: only L_lb is left. AMT is then
+    all of local training, so it must train the connector too."""
+    without = {f"method.{part}": False
+               for part in ("ccl", "mma", "se_ccl", "kt", "public", "broadcast")}
+    _, method, state = build(**without, **{"amt.train_connector": True})
+    assert method.communication(state)["downlink"] == 0
+    after, diagnostics = run(method, state)
+    standalone, losses = reference
+    assert_close(standalone.devices, after.devices, atol=1e-6)
+    assert_close(standalone.server, after.server["llm"], atol=1e-5)
+    assert_close(losses["devices"]["private"]["lm"], diagnostics["devices"]["amt"]["lm"], 1e-6)
+    assert_close(losses["server"]["alone"]["lm"], diagnostics["server"]["se_ccl"]["llm_lm"], 1e-6)
+
+
+def test_localpub_is_ml_ecs_without_communication():
+    """The same two stages and rates; the volume loss off, LoRA never sent back, the LLM alone."""
+    off = {f"method.{part}": False for part in ("ccl", "mma", "se_ccl", "kt", "broadcast")}
+    ml_ecs, _ = run(*build(**off)[1:])
+    control, _ = run(*build(**{"method.name": "localpub"})[1:])
+    assert_close(ml_ecs.devices, control.devices, atol=1e-5)
+    assert_close(ml_ecs.server["llm"], control.server, atol=1e-5)
+
+
+def test_every_node_trains_all_its_groups_and_sends_nothing():
+    _, method, state = build(**{"method.name": "standalone", "partition.rho": 1.0})
+    before = jax.device_get(state)
+    after, _ = run(method, state, rounds=1)
+    for group in ("extractor", "connector", "generator", "lora"):
+        assert moved(before.devices[0][group], after.devices[0][group])
+        assert moved(before.server[group], after.server[group])
+    assert method.communication(state) == {"uplink": 0, "downlink": 0}
+
+
+def test_private_only_has_the_same_devices_and_no_server(reference):
+    _, method, state = build(**{"method.name": "private_only"})
+    after, diagnostics = run(method, state)
+    assert after.server is None and diagnostics["server"] == {}
+    assert_equal(reference[0].devices, after.devices)
+    assert set(method.evaluate(jax.device_put(after), 1)) == {"after_amt"}
+
+
+def test_localpub_keeps_its_labels_where_others_lose_them():
+    with_labels, _ = run(*build(**{"method.name": "localpub"})[1:], rounds=1)
+    without, losses = run(
+        *build(**{"method.name": "localpub", "partition.public_labels": False})[1:], rounds=1)
+    assert np.all(losses["devices"]["public"]["lm"] > 0)
+    assert_equal(with_labels.devices, without.devices)
