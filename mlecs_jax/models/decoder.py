@@ -1,7 +1,7 @@
-"""One config-driven decoder-only language model: GPT-2 and GPT-J families.
+"""One config-driven decoder-only language model: GPT-2, GPT-J, and the Llama and Qwen families.
 
-Shape letters: B batch, S tokens, P soft-prompt vectors before them, T = P + S, D width, N heads,
-H head width, V vocabulary.
+Shape letters: B batch, S tokens, P soft-prompt vectors before them, T = P + S, C columns of a
+cache, D width, N query heads, K key-value heads, H head width, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,24 @@ from typing import Any, Literal, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from mlecs_jax import lora
 from mlecs_jax.lora import LoraConfig
+from mlecs_jax.models.layers import (
+    Dense,
+    RMSNorm,
+    RopeScaling,
+    attend_cached,
+    rotary_frequencies,
+    rotate,
+)
 
-Family = Literal["gpt2", "gptj"]
+Family = Literal["gpt2", "gptj", "llama", "qwen2", "qwen3"]
+Activation = Literal["gelu_tanh", "gelu", "silu", "relu"]
+ACTIVATIONS = {"gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+               "gelu": lambda x: nn.gelu(x, approximate=False), "silu": nn.silu, "relu": nn.relu}
+LORA_TARGETS: dict[str, tuple[str, ...]] = {"gpt2": ("c_attn$",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +37,27 @@ class DecoderConfig:
     """The shape of a decoder.
 
     Attributes:
-      family: ``gpt2`` (learned positions, sequential residual, fused query-key-value projection,
-        head tied to the embedding) or ``gptj`` (interleaved rotary positions on the first
-        ``rotary_dim`` channels of a head, attention and MLP in parallel on one LayerNorm, separate
-        projections without bias, untied head with bias).
-      vocab_size, num_layers, width, num_heads: V, layers, D, N; D is a multiple of N.
-      max_positions: longest T for learned positions.
+      family: ``gpt2`` (learned positions, sequential residual, fused query-key-value projection),
+        ``gptj`` (interleaved rotary positions on the first ``rotary_dim`` channels of a head,
+        attention and MLP in parallel on one LayerNorm, untied head with bias) or, with rotary
+        positions on whole heads, RMSNorm and a gated MLP, ``llama`` (SmolLM2 too), ``qwen2``
+        (biased query, key and value) and ``qwen3`` (RMSNorm on each head's query and key).
+      vocab_size, num_layers, width, num_heads: V, L, D, N.
+      max_positions: longest T for learned positions; what the model is made for otherwise.
       rotary_dim: rotated channels of a head (``gptj``), even.
       embedding_std: standard deviation of a seeded embedding. Kernels are drawn at fan-in scale
         1/√d: at GPT-2's .02 a *frozen random* backbone passes next to nothing of a soft prompt.
       scan_layers: one compiled block scanned over stacked parameters (path ``blocks/…``) instead
         of unrolled blocks (``block_0/…``): shorter compiles, slower steps on CPU.
       remat: recompute activations in the backward pass (needs ``scan_layers``).
+      num_kv_heads: K, a divisor of N; None: N.
+      head_dim: H; None: D / N.
+      mlp_width: hidden units of the MLP; None: 4 D.
+      activation: None: SiLU for the gated families, tanh-approximated GELU for the others.
+      rope_theta, rope_scaling: rotary base, and how positions are stretched.
+      norm_epsilon: added to variances.
+      attention_bias: biases on all four attention projections (Llama variants).
+      tied: the head is the embedding; None: as ``gpt2`` has it, and no other family.
     """
 
     family: Family
@@ -49,116 +70,154 @@ class DecoderConfig:
     embedding_std: float = 0.15
     scan_layers: bool = False
     remat: bool = False
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_width: int | None = None
+    activation: Activation | None = None
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_epsilon: float = 1e-5
+    attention_bias: bool = False
+    tied: bool | None = None
 
     @property
     def head_width(self) -> int:
-        """H = D / N."""
-        return self.width // self.num_heads
+        """H."""
+        return self.head_dim or self.width // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """K."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def gated(self) -> bool:
+        """Of the Llama line: RMSNorm, gated MLP, rotary positions on whole heads."""
+        return self.family not in ("gpt2", "gptj")
+
+    @property
+    def tied_head(self) -> bool:
+        """Whether the head is the embedding table."""
+        return self.family == "gpt2" if self.tied is None else self.tied
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
         """PEFT's default targets for the family, as path patterns."""
-        return ("c_attn$",) if self.family == "gpt2" else ("q_proj$", "v_proj$")
+        return LORA_TARGETS.get(self.family, ("q_proj$", "v_proj$"))
 
 
-class Dense(nn.Module):
-    """``x W + b`` with a LoRA side path where the ``lora`` collection holds leaves of this path.
+@struct.dataclass
+class Cache:
+    """Keys and values of the columns seen so far.
 
-    ``features`` may have several axes: the fused GPT-2 projection is ``[D, 3, D]``, so that a
-    tensor-parallel mesh axis never cuts across query, key and value.
+    Attributes:
+      layers: ``(keys, values)``, each ``[B, K, C, H]``, of every layer: a list, or one pair
+        stacked over a leading layer axis under ``scan_layers``.
+      keep: bool ``[B, C]``, True at columns that may be attended to.
+      length: int32 scalar, columns filled.
+      count: int32 ``[B]``, kept columns, which is the position of the next token.
     """
 
-    features: int | tuple[int, ...]
-    lora_config: LoraConfig
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*batch d_in"], *, deterministic: bool) -> Array:
-        features = (self.features,) if isinstance(self.features, int) else self.features
-        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=0),
-                            (x.shape[-1], *features))
-        y = jnp.tensordot(x, kernel.astype(x.dtype), axes=1)
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, features).astype(x.dtype)
-        if self.has_variable("lora", "a"):
-            a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
-            dropped = nn.Dropout(self.lora_config.dropout)(x, deterministic=deterministic)
-            y = y + lora.side_path(dropped, jnp.asarray(a, x.dtype), jnp.asarray(b, x.dtype),
-                                   self.lora_config.alpha)
-        return y
-
-
-def rotate_interleaved(
-    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], rotary_dim: int
-) -> Float[Array, "B T N H"]:
-    """Rotary embedding on channel pairs (0,1), (2,3), … of the first ``rotary_dim`` channels."""
-    frequencies = 10_000.0 ** (-jnp.arange(0, rotary_dim, 2) / rotary_dim)
-    angles = positions[..., None, None] * frequencies  # [B, T, 1, rotary_dim / 2]
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-    even, odd = x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
-    rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-    rotated = rotated.reshape(*x.shape[:-1], rotary_dim)
-    return jnp.concatenate([rotated, x[..., rotary_dim:]], axis=-1)
+    layers: Any
+    keep: Any
+    length: Any
+    count: Any
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention of either family."""
+    """Causal self-attention; ``cache`` is None or ``(keys, values, column, visible)``."""
 
     config: DecoderConfig
     lora_config: LoraConfig
 
     @nn.compact
-    def __call__(self, x, positions, keep, *, deterministic: bool):
+    def __call__(self, x, positions, keep, cache, *, deterministic: bool):
         c = self.config
-
-        def dense(features, name, use_bias=True):
-            return Dense(features, self.lora_config, use_bias, name=name)
-
-        if c.family == "gpt2":
-            qkv = dense((3, c.width), "c_attn")(x, deterministic=deterministic)
-            q, k, v = (qkv[..., i, :] for i in range(3))
+        q, k, v = self._heads(x, deterministic)
+        if c.family == "qwen3":
+            q, k = RMSNorm(c.norm_epsilon, name="q_norm")(q), RMSNorm(
+                c.norm_epsilon, name="k_norm")(k)
+        if c.family != "gpt2":
+            dim = min(c.rotary_dim, c.head_width) if c.family == "gptj" else c.head_width
+            frequencies = rotary_frequencies(dim, c.rope_theta, c.rope_scaling)
+            q, k = (rotate(t, positions, frequencies, interleaved=c.family == "gptj")
+                    for t in (q, k))
+        if cache is None:
+            mask = None if keep is None else keep[:, None, None, :]
+            y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)
+            kept = (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
         else:
-            q, k, v = (dense(c.width, name, False)(x, deterministic=deterministic)
-                       for name in ("q_proj", "k_proj", "v_proj"))
-        q, k, v = (t.reshape(*t.shape[:-1], c.num_heads, c.head_width) for t in (q, k, v))
-        if c.family == "gptj":
-            rotary_dim = min(c.rotary_dim, c.head_width)
-            q = rotate_interleaved(q, positions, rotary_dim)
-            k = rotate_interleaved(k, positions, rotary_dim)
-        mask = None if keep is None else keep[:, None, None, :]
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)
-        y = y.reshape(*y.shape[:-2], c.width)
+            keys, values, column, visible = cache
+            kept = tuple(
+                jax.lax.dynamic_update_slice_in_dim(
+                    old, jnp.swapaxes(new, 1, 2).astype(old.dtype), column, axis=2)
+                for old, new in ((keys, k), (values, v)))
+            y = attend_cached(q, *kept, visible)
+        y = y.reshape(*y.shape[:-2], c.num_heads * c.head_width)
+        name = {"gpt2": "c_proj", "gptj": "out_proj"}.get(c.family, "o_proj")
+        out = Dense(c.width, self.lora_config, c.family == "gpt2" or c.attention_bias, name=name)
+        return out(y, deterministic=deterministic), kept
+
+    def _heads(self, x, deterministic: bool):
+        """Queries ``[B, S, N, H]``, keys and values ``[B, S, K, H]``."""
+        c = self.config
         if c.family == "gpt2":
-            return dense(c.width, "c_proj")(y, deterministic=deterministic)
-        return dense(c.width, "out_proj", False)(y, deterministic=deterministic)
+            fused = Dense((3, c.width), self.lora_config, name="c_attn")
+            qkv = fused(x, deterministic=deterministic)
+            parts = [qkv[..., i, :] for i in range(3)]
+        else:
+            bias = c.family == "qwen2" or c.attention_bias
+            parts = [
+                Dense(heads * c.head_width, self.lora_config, bias, name=name)(
+                    x, deterministic=deterministic)
+                for name, heads in (("q_proj", c.num_heads), ("k_proj", c.kv_heads),
+                                    ("v_proj", c.kv_heads))]
+        return (t.reshape(*t.shape[:-1], -1, c.head_width) for t in parts)
 
 
 class Block(nn.Module):
-    """One layer; returns ``(x, None)`` so that ``nn.scan`` can carry ``x``."""
+    """One layer: ``(x, (keys, values))``, the latter None unless collected or cached."""
 
     config: DecoderConfig
     lora_config: LoraConfig
     deterministic: bool
+    collect: bool = False
 
     @nn.compact
-    def __call__(self, x, positions, keep):
-        c, deterministic = self.config, self.deterministic
-
-        def mlp(h):
-            up, down = ("c_fc", "c_proj") if c.family == "gpt2" else ("fc_in", "fc_out")
-            h = Dense(4 * c.width, self.lora_config, name=f"mlp_{up}")(
-                h, deterministic=deterministic)
-            h = nn.gelu(h, approximate=True)
-            return Dense(c.width, self.lora_config, name=f"mlp_{down}")(
-                h, deterministic=deterministic)
-
+    def __call__(self, x, positions, keep, cache_at, cache):
+        c = self.config
         attention = Attention(c, self.lora_config, name="attention")
-        h = nn.LayerNorm(epsilon=1e-5, name="ln_1")(x)
+        h = norm(c, "ln_1")(x)
+        attended, kept = attention(h, positions, keep, cache and (*cache, *cache_at),
+                                   deterministic=self.deterministic)
         if c.family == "gptj":
-            attended = attention(h, positions, keep, deterministic=deterministic)
-            return x + attended + mlp(h), None
-        x = x + attention(h, positions, keep, deterministic=deterministic)
-        return x + mlp(nn.LayerNorm(epsilon=1e-5, name="ln_2")(x)), None
+            x = x + attended + self._mlp(h)
+        else:
+            x = x + attended
+            x = x + self._mlp(norm(c, "ln_2")(x))
+        return x, kept if self.collect or cache else None
+
+    def _mlp(self, h):
+        c = self.config
+        width = c.mlp_width or 4 * c.width
+        act = ACTIVATIONS[c.activation or ("silu" if c.gated else "gelu_tanh")]
+
+        def dense(h, features, name, bias):
+            return Dense(features, self.lora_config, bias, name=f"mlp_{name}")(
+                h, deterministic=self.deterministic)
+
+        if c.gated:
+            h = act(dense(h, width, "gate_proj", False)) * dense(h, width, "up_proj", False)
+            return dense(h, c.width, "down_proj", False)
+        up, down = ("c_fc", "c_proj") if c.family == "gpt2" else ("fc_in", "fc_out")
+        return dense(act(dense(h, width, up, True)), c.width, down, True)
+
+
+def norm(config: DecoderConfig, name: str | None = None) -> nn.Module:
+    """The family's normalisation."""
+    if config.gated:
+        return RMSNorm(config.norm_epsilon, name=name)
+    return nn.LayerNorm(epsilon=config.norm_epsilon, name=name)
 
 
 class Decoder(nn.Module):
@@ -172,17 +231,16 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        embedding = nn.initializers.normal(c.embedding_std)
-        self.wte = self.param("wte", embedding, (c.vocab_size, c.width))
+        table = nn.initializers.normal(c.embedding_std)
+        self.wte = self.param("wte", table, (c.vocab_size, c.width))
         if c.family == "gpt2":
-            self.wpe = self.param("wpe", embedding, (c.max_positions, c.width))
-        else:
-            self.lm_head = self.param(
-                "lm_head", nn.initializers.normal(c.embedding_std), (c.vocab_size, c.width))
+            self.wpe = self.param("wpe", table, (c.max_positions, c.width))
+        if not c.tied_head:
+            self.lm_head = self.param("lm_head", table, (c.vocab_size, c.width))
+        if c.family == "gptj":
             self.lm_head_bias = self.param("lm_head_bias", nn.initializers.zeros, (c.vocab_size,))
-        self.ln_f = nn.LayerNorm(epsilon=1e-5)
+        self.ln_f = norm(c)
 
-    @nn.compact
     def hidden(
         self,
         tokens: Int[Array, "B S"],
@@ -191,7 +249,7 @@ class Decoder(nn.Module):
         keep: Bool[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B T D"]:
-        """Final hidden states, after the last LayerNorm.
+        """Final hidden states, after the last norm.
 
         Args:
           tokens: token ids.
@@ -199,34 +257,56 @@ class Decoder(nn.Module):
           keep: False at padding; positions count kept entries only, so left padding is harmless.
           deterministic: False turns dropout on (rng ``dropout``).
         """
-        c = self.config
-        x = jnp.take(self.wte, tokens, axis=0)
-        if prefix is not None:
-            x = jnp.concatenate([prefix.astype(x.dtype), x], axis=1)
-        if keep is None:
-            positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        else:
-            positions = jnp.maximum(jnp.cumsum(keep, axis=1) - 1, 0)
-        if c.family == "gpt2":
-            x = x + jnp.take(self.wpe, positions, axis=0)
-        if c.scan_layers:
-            block = nn.remat(Block, prevent_cse=False) if c.remat else Block
-            in_axes = cast(Any, (nn.broadcast, nn.broadcast))  # untyped in flax: its default is int
-            scanned = nn.scan(block, variable_axes={"params": 0, "lora": 0},
-                              split_rngs={"params": True, "dropout": True},
-                              in_axes=in_axes, length=c.num_layers)
-            x, _ = scanned(c, self.lora_config, deterministic, name="blocks")(x, positions, keep)
-        else:
-            for i in range(c.num_layers):
-                block = Block(c, self.lora_config, deterministic, name=f"block_{i}")
-                x, _ = block(x, positions, keep)
+        x, positions = self._embed(tokens, prefix, keep)
+        x, _ = self._layers(x, positions, keep, (), None, deterministic, False)
         return self.ln_f(x)
 
+    def prefill(
+        self,
+        tokens: Int[Array, "B S"],
+        *,
+        capacity: int,
+        prefix: Float[Array, "B P D"] | None = None,
+        keep: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """As :meth:`hidden`, and a cache of ``capacity`` ≥ T columns for :meth:`extend`."""
+        x, positions = self._embed(tokens, prefix, keep)
+        batch, length = x.shape[:2]
+        x, kept = self._layers(x, positions, keep, (), None, True, True)
+        keep = jnp.ones((batch, length), bool) if keep is None else keep
+
+        def widen(t):  # [..., T, H]
+            return jnp.pad(t, [(0, 0)] * (t.ndim - 2) + [(0, capacity - length), (0, 0)])
+
+        return self.ln_f(x), Cache(
+            layers=jax.tree.map(widen, kept),
+            keep=jnp.pad(keep, ((0, 0), (0, capacity - length))),
+            length=jnp.asarray(length, jnp.int32), count=keep.sum(1, dtype=jnp.int32))
+
+    def extend(
+        self, tokens: Int[Array, "B S"], cache: Cache
+    ) -> tuple[Float[Array, "B S D"], Cache]:
+        """Final hidden states of further tokens, none of them padding, and the longer cache.
+
+        The cache must have room: columns beyond its capacity would overwrite the last ones.
+        """
+        batch, new = tokens.shape
+        positions = cache.count[:, None] + jnp.arange(new)
+        x = self._embed_at(tokens, positions)
+        keep = jax.lax.dynamic_update_slice_in_dim(
+            cache.keep, jnp.ones((batch, new), bool), cache.length, axis=1)
+        columns = jnp.arange(keep.shape[1])
+        visible = keep[:, None] & (columns <= cache.length + jnp.arange(new)[:, None])
+        x, kept = self._layers(x, positions, None, (cache.length, visible), cache.layers, True,
+                               False)
+        return self.ln_f(x), Cache(layers=kept, keep=keep, length=cache.length + new,
+                                   count=cache.count + new)
+
     def head(self) -> tuple[Float[Array, "V D"], Float[Array, " V"] | None]:
-        """The vocabulary head as :mod:`mlecs_jax.kernels.lm_head` takes it: rows and bias."""
-        if self.config.family == "gpt2":
-            return self.wte, None
-        return self.lm_head, self.lm_head_bias
+        """Rows of the vocabulary head and its bias, as :mod:`mlecs_jax.kernels.lm_head` takes
+        them."""
+        return (self.wte if self.config.tied_head else self.lm_head,
+                self.lm_head_bias if self.config.family == "gptj" else None)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Scores over the vocabulary for given hidden states."""
@@ -237,3 +317,39 @@ class Decoder(nn.Module):
     def __call__(self, tokens: Int[Array, "B S"], **kwargs) -> Float[Array, "B T V"]:
         """Logits at every position, soft prompt included."""
         return self.logits(self.hidden(tokens, **kwargs))
+
+    def _embed(self, tokens, prefix, keep):
+        """Embeddings ``[B, T, D]`` and the position of each, kept entries counted alone."""
+        length = tokens.shape[1] + (0 if prefix is None else prefix.shape[1])
+        if keep is None:
+            positions = jnp.broadcast_to(jnp.arange(length), (len(tokens), length))
+        else:
+            positions = jnp.maximum(jnp.cumsum(keep, axis=1) - 1, 0)
+        return self._embed_at(tokens, positions, prefix), positions
+
+    def _embed_at(self, tokens, positions, prefix=None):
+        x = jnp.take(self.wte, tokens, axis=0)
+        if prefix is not None:
+            x = jnp.concatenate([prefix.astype(x.dtype), x], axis=1)
+        if self.config.family == "gpt2":
+            x = x + jnp.take(self.wpe, positions, axis=0)
+        return x
+
+    @nn.compact
+    def _layers(self, x, positions, keep, cache_at, cache, deterministic, collect):
+        """All blocks: ``(x, layers)`` with ``layers`` as in :class:`Cache`, or of None."""
+        c = self.config
+        options = (c, self.lora_config, deterministic, collect)
+        if c.scan_layers:
+            block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+            in_axes = cast(Any, (nn.broadcast, nn.broadcast, nn.broadcast, 0))  # flax says int
+            scanned = nn.scan(block, variable_axes={"params": 0, "lora": 0},
+                              split_rngs={"params": True, "dropout": True},
+                              in_axes=in_axes, length=c.num_layers)
+            return scanned(*options, name="blocks")(x, positions, keep, cache_at, cache)
+        layers = []
+        for i in range(c.num_layers):
+            x, kept = Block(*options, name=f"block_{i}")(
+                x, positions, keep, cache_at, cache and cache[i])
+            layers.append(kept)
+        return x, layers
