@@ -261,7 +261,7 @@ def parse(values: Mapping[str, Any]) -> Config:
     Raises:
       UserError: an unknown or missing key, a value of the wrong type or out of range.
     """
-    config = _parse(Config, values, "")
+    config = typed(Config, values)
     assert isinstance(config, Config)
     config.partition_config()
     positive = {"lora.rank": config.lora.rank, "train.rounds": config.train.rounds,
@@ -306,7 +306,13 @@ def parse(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def _parse(kind: type, values: Mapping[str, Any], where: str) -> Any:
+def typed(kind: type, values: Mapping[str, Any], where: str = "") -> Any:
+    """A (nested) dataclass ``kind`` of plain values, checked by its type hints; ``where`` is the
+    dotted place of ``values``, for errors.
+
+    Raises:
+      UserError: an unknown or missing key, or a value of the wrong type.
+    """
     hints = typing.get_type_hints(kind)
     optional = {f.name for f in dataclasses.fields(kind) if f.default is None}
     for name in (set(values) ^ set(hints)) - (optional - set(values)):
@@ -320,7 +326,7 @@ def _parse(kind: type, values: Mapping[str, Any], where: str) -> Any:
                 continue
             hint = next(part for part in typing.get_args(hint) if part is not type(None))
         if dataclasses.is_dataclass(hint):
-            fields[name] = _parse(typing.cast(type, hint), value, f"{where}{name}.")
+            fields[name] = typed(typing.cast(type, hint), value, f"{where}{name}.")
         else:
             fields[name] = _scalar(hint, value, where + name)
     return kind(**fields)
