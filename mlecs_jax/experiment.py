@@ -17,6 +17,7 @@ from mlecs_jax.ceilings import single_modality_ceilings
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.config import Config
 from mlecs_jax.data.paths import cache_dir
+from mlecs_jax.data.samples import Samples
 from mlecs_jax.methods.method import Method, State
 from mlecs_jax.report.run_report import write_report
 from mlecs_jax.setting import Setting
@@ -25,7 +26,7 @@ OnRound = Callable[[dict[str, Any]], None]
 
 
 def run(
-    config: Config, workdir: Path, *,
+    config: Config, workdir: Path, *, samples: Samples | None = None,
     on_start: Callable[[Setting, int], None] = lambda setting, complete: None,
     on_round: OnRound = lambda record: None,
 ) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def run(
 
     Args:
       workdir: the run's folder; created if absent.
+      samples: the dataset that the configuration names, where it is in memory already.
       on_start: called once with the setting and the number of rounds already complete.
       on_round: called with every new metrics record.
 
@@ -46,7 +48,8 @@ def run(
       UserError: bad data or options, or a folder that holds another run.
     """
     compiled_before = COMPILE_CLOCK.seconds
-    setting = assemble.setting(config)
+    setting = (assemble.setting(config) if samples is None
+               else assemble.from_samples(config, samples))
     method = methods.build(setting)
     identity = dataclasses.asdict(config) | {
         "samples": runlog.data_identity(setting.federation.samples)}

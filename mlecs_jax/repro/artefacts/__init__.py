@@ -1,0 +1,1 @@
+"""What each artefact runs and shows, one file each."""

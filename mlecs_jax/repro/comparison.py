@@ -1,0 +1,173 @@
+"""Tables that every comparison of methods shows: scores per cell, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mlecs_jax.repro import paper
+from mlecs_jax.repro.job import Label
+from mlecs_jax.repro.methods import NOTES, PUBLISHED
+from mlecs_jax.repro.results import BEST_VAL, FINAL, Results
+from mlecs_jax.repro.statistics import Difference, paired, spread
+from mlecs_jax.repro.tables import (
+    METRICS,
+    Cell,
+    Table,
+    difference_cell,
+    difference_text,
+    mark_best,
+    mean_text,
+    pooled,
+    primary,
+    share,
+)
+from mlecs_jax.report.blocks import proper
+
+Labels = Mapping[str, Label]
+SHORT = {"rho": "ρ", "num_clients": "N", "labelled": "labelled"}
+
+
+def data_words(results: Results, where: Labels) -> str:
+    """``UR-Fall, frame split``, with SIMULATED where the data are."""
+    sources = {run.data_source for run in results.of(**where)}
+    mark = "" if sources == {"real"} else ", SIMULATED data"
+    return f"{proper(str(where['dataset']))}, {where['split']} split{mark}"
+
+
+def seeds_words(results: Results, where: Labels) -> str:
+    seeds = results.labels("seed", **where)
+    return f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "")
+
+
+def cell_words(cell: Labels, where: Labels) -> str:
+    """What sets a cell apart from its neighbours, e.g. ``ρ=.5``."""
+    return ", ".join(f"{SHORT.get(k, k)}={share(v, 1) if isinstance(v, float) else v}"
+                     for k, v in cell.items() if k not in where)
+
+
+def score_table(
+    results: Results, where: Labels, cells: Sequence[Labels], *, variant: str = ""
+) -> Table:
+    """Avg, best and worst device and the server, per cell and method, with the paper's figures."""
+    metric = primary(results)
+    columns = [("devices, avg", FINAL, f"client.avg_{metric}"),
+               ("best", FINAL, f"client.best_{metric}"),
+               ("worst", FINAL, f"client.worst_{metric}"),
+               ("server", FINAL, f"server.{metric}"),
+               ("avg at best_val", BEST_VAL, f"client.avg_{metric}"),
+               ("server at best_val", BEST_VAL, f"server.{metric}")]
+    rows: list[tuple[Cell, ...]] = []
+    for cell in cells:
+        found = _rows_of_cell(results, {**cell, "variant": variant}, where, columns)
+        rows += found
+    return Table(
+        f"{METRICS[metric]} on test data, {data_words(results, where)}",
+        ("", "method", *(name for name, _, _ in columns)), tuple(rows),
+        f"Mean ± standard deviation over {seeds_words(results, where)}, last round; best_val: the "
+        "round with the best mean validation score of the devices. Bold: highest mean of the "
+        "published methods and ours; 'centralized' pools all data and competes with none.")
+
+
+def _rows_of_cell(
+    results: Results, cell: Labels, where: Labels, columns: Sequence[tuple[str, str, str]]
+) -> list[tuple[Cell, ...]]:
+    name = Cell(cell_words({k: v for k, v in cell.items() if k != "variant"}, where))
+    rows, means, eligible = [], [], []
+    for method in results.labels("method", **cell):
+        group = {**cell, "method": method}
+        found = [results.at(key, selection, **group) for _, selection, key in columns]
+        rows.append((Cell(proper(str(method)), group),
+                     *(Cell(mean_text(values), group) for values in found)))
+        means.append([s.mean if (s := spread(values)) else None for values in found])
+        eligible.append(method in PUBLISHED or method == "ml_ecs_plus")
+    marked = mark_best(rows, means, eligible)
+    result: list[tuple[Cell, ...]] = []
+    for row in marked:
+        result.append((name, *row))
+        method = row[0].group["method"] if row[0].group else ""
+        printed = _printed(results, {**cell, "method": method})
+        if printed:
+            result.append((name, Cell(f"{proper(str(method))}, as printed", tone="quiet"), *(
+                Cell(share(printed.get(key)) if selection == FINAL else "", tone="quiet")
+                for _, selection, key in columns)))
+    return result
+
+
+def _printed(results: Results, group: Labels) -> dict[str, float]:
+    """The paper's figures of the cell that a group of runs stands in."""
+    run = results.of(**group)[0].labels
+    return paper.printed(str(run["dataset"]), str(run["method"]), str(run["split"]),
+                         float(run["rho"]), int(run["num_clients"]))
+
+
+def compare(
+    results: Results, where: Labels, cells: Sequence[Labels], ours: str
+) -> tuple[Table | None, list[str]]:
+    """Paired differences of one method to every other, per cell and pooled, and what they say."""
+    metric = primary(results)
+    key = f"client.avg_{metric}"
+    others = [m for m in results.labels("method", **where) if m != ours]
+    if ours not in results.labels("method", **where) or not others:
+        return None, []
+    rows, said = [], []
+    mine = {"method": ours, "variant": ""}
+    for other in others:
+        theirs = {"method": other, "variant": ""}
+        overall = pooled(results, key, cells, mine, theirs)
+        server = pooled(results, f"server.{metric}", cells, mine, theirs)
+        rows.append((
+            Cell(proper(str(other))),
+            *(difference_cell(paired(results.at(key, **{**cell, **mine}),
+                                     results.at(key, **{**cell, **theirs})),
+                              {**cell, **mine}) for cell in cells),
+            difference_cell(overall, None), difference_cell(server, None)))
+        if overall:
+            said.append(_sentence(ours, str(other), overall, METRICS[metric],
+                                  data_words(results, where)))
+    said += _first_places(results, where, cells, ours, metric)
+    return Table(
+        f"{proper(ours)} minus each other method, {METRICS[metric]} of the devices, "
+        f"{data_words(results, where)}",
+        ("minus", *(cell_words(cell, where) for cell in cells), "all", "server, all"),
+        tuple(rows),
+        "Paired by seed (same partition, modality sets, batches), mean difference and 95 % "
+        "confidence interval (Student's t over seeds). Columns 'all' average a seed's cells "
+        "first. Marked where the interval excludes 0; no correction for the number of "
+        "comparisons."), said
+
+
+def _sentence(ours: str, other: str, found: Difference, metric: str, data: str) -> str:
+    a, b = proper(ours), proper(other)
+    head = f"{data}: {a} minus {b}, {metric} of the devices: {difference_text(found)}"
+    note = f" ({b}: {NOTES[other]})" if other in NOTES else ""
+    seeds = f", {found.n} seeds" if found.low is not None else ""
+    if found.low is None:
+        verdict = "one seed says nothing about the difference"
+    elif found.above:
+        verdict = f"{a} is better"
+    elif found.below:
+        verdict = f"{a} is worse"
+    else:
+        verdict = "no difference is shown"
+    return f"{head}{seeds}; {verdict}{note}."
+
+
+def _first_places(
+    results: Results, where: Labels, cells: Sequence[Labels], ours: str, metric: str
+) -> list[str]:
+    """In how many cells (each of avg, best, worst, server) the method's mean is the highest."""
+    first = total = 0
+    rivals = [m for m in results.labels("method", **where)
+              if m in PUBLISHED or m == ours]
+    for cell in cells:
+        for name in ("client.avg_", "client.best_", "client.worst_", "server."):
+            means = {m: s.mean for m in rivals if (s := spread(
+                results.at(name + metric, **{**cell, "method": m, "variant": ""})))}
+            if ours in means and len(means) > 1:
+                total += 1
+                first += round(means[ours], 3) >= max(round(v, 3) for v in means.values())
+    if not total:
+        return []
+    among = "the published methods" + ("" if ours in PUBLISHED else " and itself")
+    return [f"{data_words(results, where)}: {proper(ours)} has the highest mean of {among} in "
+            f"{first} of {total} cells (ρ or N × avg, best, worst, server)."]

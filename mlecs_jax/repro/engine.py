@@ -1,0 +1,242 @@
+"""Runs jobs over worker processes: cached, resumable, one failure never stops the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection as connections
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlecs_jax.errors import UserError
+from mlecs_jax.repro import worker
+from mlecs_jax.repro.job import RECORD, Job, Provenance, find, is_done
+
+RUNS, LOGS = "runs", "workers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+      folder: of the run, under the sweep's ``runs``.
+      provenance: the data and code of the run that stands there.
+      failure: one line; empty where the run is whole.
+      cached: it was there already.
+      seconds: this call spent on it.
+    """
+
+    job: Job
+    folder: Path
+    provenance: Provenance | None
+    failure: str = ""
+    cached: bool = False
+    seconds: float = 0.0
+
+
+class Display(Protocol):
+    """What the engine tells while it works."""
+
+    def plan(self, total: int, cached: int) -> None: ...
+    def begin(self, slot: int, job: Job) -> None: ...
+    def round(self, slot: int, complete: int, total: int) -> None: ...
+    def end(self, slot: int, outcome: Outcome) -> None: ...
+
+
+@dataclasses.dataclass
+class _Worker:
+    slot: int
+    process: Any
+    pipe: connections.Connection
+    task: tuple[Job, Path, Provenance] | None = None
+    begun: float = 0.0
+
+
+def execute(
+    jobs: Sequence[Job], workdir: Path, *, processes: int, display: Display,
+    any_code: bool = False,
+) -> list[Outcome]:
+    """Makes sure that every job's run is there; returns how each ended, in the order of ``jobs``.
+
+    Args:
+      workdir: runs go to ``workdir/runs``, shared by all sweeps of the folder.
+      processes: workers, each with its share of the machine's cores.
+      any_code: finished runs of other versions of the sources count as well.
+
+    Raises:
+      UserError: data or options of the first job are bad, or the folder cannot be written.
+    """
+    outcomes: dict[int, Outcome] = {}
+    with _Pool(workdir, processes) as pool:
+        origins = pool.provenances(jobs)
+        waiting: list[tuple[int, Job, Path, Provenance]] = []
+        for i, (job, origin) in enumerate(zip(jobs, origins, strict=True)):
+            folder = find(workdir / RUNS, job, origin, any_code=any_code)
+            if is_done(folder):
+                outcomes[i] = Outcome(job, folder, _recorded(folder), cached=True)
+            else:
+                waiting.append((i, job, folder, origin))
+        display.plan(len(jobs), len(outcomes))
+        for i, outcome in pool.run(waiting, display):
+            outcomes[i] = outcome
+    return [outcomes[i] for i in range(len(jobs))]
+
+
+class _Pool:
+    """Worker processes, started when there is work and replaced when they die."""
+
+    def __init__(self, workdir: Path, processes: int):
+        self._workdir = workdir
+        self._processes = processes
+        self._context = multiprocessing.get_context("spawn")  # forking a threaded JAX may hang
+        self._workers: list[_Worker] = []
+        try:
+            (workdir / RUNS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to workdir {workdir}: {error.strerror}; choose another "
+                            "with --workdir") from None
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in self._workers:
+            member.process.kill()  # runs are safe at any moment; waiting for one could take minutes
+            member.process.join()
+            member.pipe.close()
+
+    def provenances(self, jobs: Sequence[Job]) -> list[Provenance]:
+        """Data and code of every job; jobs that share both groups are asked once."""
+        known: dict[str, Provenance] = {}
+        result = []
+        for job in jobs:
+            asked = {key: job.values.get(key) for key in ("data", "captions")}
+            asked["data"] = {k: v for k, v in (asked["data"] or {}).items() if k != "split"}
+            key = json.dumps([job.runner, asked, job.values.get("method", {}).get("name")],
+                             sort_keys=True)
+            if key not in known:
+                known[key] = self._ask(job)
+            result.append(known[key])
+        return result
+
+    def _ask(self, job: Job) -> Provenance:
+        member = self._workers[0] if self._workers else self._start(0)
+        member.pipe.send(("provenance", job.runner, job.values, ""))
+        try:
+            kind, content = member.pipe.recv()
+        except EOFError:
+            raise UserError(f"the worker died while it loaded the data of {job.name}; see "
+                            f"{self._log(member.slot)}") from None
+        if kind == "failed":
+            line, trace = content
+            if trace:
+                raise RuntimeError(trace)
+            raise UserError(line)
+        return content
+
+    def run(
+        self, waiting: Sequence[tuple[int, Job, Path, Provenance]], display: Display
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Runs jobs in order, as workers become free; yields outcomes as they come."""
+        queue = list(reversed(waiting))
+        numbers: dict[int, int] = {}  # slot → index of its job
+        for slot in range(min(self._processes, len(queue))):
+            if slot >= len(self._workers):
+                self._start(slot)
+        busy: dict[Any, _Worker] = {}
+
+        def give(member: _Worker) -> None:
+            if queue:
+                i, job, folder, origin = queue.pop()
+                member.task, member.begun = (job, folder, origin), time.perf_counter()
+                numbers[member.slot] = i
+                busy[member.pipe] = member
+                display.begin(member.slot, job)
+                member.pipe.send(("run", job.runner, job.values, str(folder)))
+
+        for member in list(self._workers):
+            give(member)
+        while busy:
+            for ready in connections.wait(list(busy)):
+                member = busy[ready]
+                outcome = self._hear(member, display)
+                if outcome is None:
+                    continue
+                del busy[ready]
+                display.end(member.slot, outcome)
+                yield numbers[member.slot], outcome
+                if not member.process.is_alive():
+                    member = self._start(member.slot)
+                give(member)
+
+    def _hear(self, member: _Worker, display: Display) -> Outcome | None:
+        """One message of a busy worker; the outcome if its job has ended."""
+        assert member.task is not None
+        job, folder, origin = member.task
+        try:
+            kind, content = member.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            member.process.join()
+            kind, content = "failed", (
+                f"the worker died (exit {member.process.exitcode}); see {self._log(member.slot)}",
+                "")
+        seconds = time.perf_counter() - member.begun
+        if kind == "round":
+            display.round(member.slot, *content[:2])
+            return None
+        if kind == "done":
+            _record(folder, job, origin, seconds)
+            return Outcome(job, folder, origin, seconds=seconds)
+        line, trace = content
+        if trace:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "failure.txt").write_text(trace)
+            line = f"{line}; see {folder / 'failure.txt'}"
+        return Outcome(job, folder, origin, failure=line, seconds=seconds)
+
+    def _start(self, slot: int) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=worker.main, args=(theirs, self._log(slot)),
+                                        daemon=True, name=f"repro-worker-{slot}")
+        with _threads_per_worker(self._processes):
+            process.start()
+        theirs.close()
+        member = _Worker(slot, process, ours)
+        self._workers = [m for m in self._workers if m.slot != slot] + [member]
+        return member
+
+    def _log(self, slot: int) -> Path:
+        return self._workdir / LOGS / f"worker-{slot}.log"
+
+
+@contextlib.contextmanager
+def _threads_per_worker(processes: int) -> Iterator[None]:
+    """Lets a worker started inside use its share of the cores: XLA reads PJRT_NPROC when it makes
+    its thread pools. More threads than cores only wait for each other."""
+    before = os.environ.get("PJRT_NPROC")
+    os.environ["PJRT_NPROC"] = before or str(max(1, (os.cpu_count() or 1) // processes))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PJRT_NPROC"]
+
+
+def _record(folder: Path, job: Job, origin: Provenance, seconds: float) -> None:
+    """Marks a run as whole and says where it came from."""
+    record = {"labels": job.labels, "runner": job.runner, "data": origin.data, "code": origin.code,
+              "seconds": round(seconds, 2)}
+    temporary = folder / f".{RECORD}.new"
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(temporary, folder / RECORD)
+
+
+def _recorded(folder: Path) -> Provenance:
+    record = json.loads((folder / RECORD).read_text())
+    return Provenance(record["data"], record["code"])

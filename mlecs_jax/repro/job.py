@@ -1,0 +1,93 @@
+"""A job: one run of a sweep, and the folder that caches it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlecs_jax.config import SPEED_ONLY
+
+Values = dict[str, Any]
+Label = str | int | float | bool
+RECORD = "job.json"  # in a run's folder, written when the run has ended well
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+      labels: what the tables group by, e.g. ``{'method': 'ml_ecs', 'rho': 0.5, 'seed': 0}``;
+        ``method`` and ``seed`` are always there.
+      values: the whole configuration as nested plain values.
+      runner: ``package.module:function``, see :mod:`mlecs_jax.repro.worker`.
+    """
+
+    labels: dict[str, Label]
+    values: Values
+    runner: str = "mlecs_jax.repro.runners:experiment"
+
+    @property
+    def name(self) -> str:
+        """The labels in short, for people."""
+        return " ".join(str(v) if k in ("method", "split", "variant", "dataset") else f"{k}={v}"
+                        for k, v in self.labels.items() if v != "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What a run's numbers depend on beside its configuration.
+
+    Attributes:
+      data: ``{'source', 'samples', 'sha256'}`` of the dataset.
+      code: version of the sources that compute the numbers (:mod:`code_version`).
+    """
+
+    data: dict[str, Any]
+    code: str
+
+
+def configuration_key(job: Job, data: Mapping[str, Any]) -> str:
+    """A short hash of everything the job's numbers depend on except the code.
+
+    Groups that change speed alone are left out, and so are other methods' own options: a new
+    method's options do not turn the cached runs of the old ones stale.
+    """
+    values = {k: v for k, v in job.values.items() if k not in SPEED_ONLY}
+    method = values.get("method")
+    if isinstance(method, Mapping):
+        values["method"] = {k: v for k, v in method.items()
+                            if not isinstance(v, Mapping) or k == method.get("name")}
+    text = json.dumps([job.runner, values, dict(data)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def folder_name(job: Job, provenance: Provenance) -> str:
+    """Name of the run's folder: words for people, then the key, then the code version."""
+    words = "-".join(str(job.labels[k]) for k in ("dataset", "method", "variant", "split")
+                     if job.labels.get(k))
+    numbers = "".join(f"-{short}{job.labels[k]}" for k, short in
+                      (("rho", "rho"), ("num_clients", "n"), ("seed", "s")) if k in job.labels)
+    readable = re.sub(r"[^A-Za-z0-9._+-]+", "_", words + numbers)
+    return f"{readable}-{configuration_key(job, provenance.data)}-{provenance.code}"
+
+
+def find(runs: Path, job: Job, provenance: Provenance, *, any_code: bool) -> Path:
+    """The folder of a job: its own, or with ``any_code`` a finished one of other sources."""
+    name = folder_name(job, provenance)
+    own = runs / name
+    if any_code and not (own / RECORD).exists():
+        stem = name.removesuffix(provenance.code)
+        others = [path.parent for path in runs.glob(f"{stem}*/{RECORD}")]
+        if others:
+            return max(others, key=lambda folder: (folder / RECORD).stat().st_mtime)
+    return own
+
+
+def is_done(folder: Path) -> bool:
+    return (folder / RECORD).exists()

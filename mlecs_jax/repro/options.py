@@ -1,0 +1,180 @@
+"""The command's options: which artefact, on what, how often, where."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlecs_jax import cli
+from mlecs_jax.errors import UserError
+from mlecs_jax.repro.job import Job, Label, Values
+
+USAGE = """python -m mlecs_jax.repro SYSTEM ARTEFACT [options] [--config.KEY=VALUE …]
+
+  python -m mlecs_jax.repro mlecs table1 --preset=cpu --seeds=5 --data=real --dataset=ur_fall"""
+SEEDS = {"smoke": 2, "cpu": 5, "paper": 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a sweep is asked for.
+
+    Attributes:
+      artefact, system: e.g. ``table1`` of ``mlecs``.
+      preset: variant of the datasets' configs: ``smoke``, ``cpu`` or ``paper``.
+      seeds: how many; seed s is both the run's and the partition's.
+      data: ``real``, ``simulated`` or ``auto``.
+      datasets: names of shipped configs, or files with ``get_config()``.
+      methods, splits, rhos: the grid; None takes the artefact's own.
+      workdir: runs and results; several artefacts may share it, and then share runs.
+      processes: worker processes.
+      any_code: finished runs made by other versions of the sources count as done.
+      overrides: ``--config.KEY=VALUE`` of every run.
+      write_docs: Markdown file to write the results into; None writes none.
+    """
+
+    system: str
+    artefact: str
+    preset: str
+    seeds: int
+    data: str
+    datasets: tuple[str, ...]
+    methods: tuple[str, ...] | None
+    splits: tuple[str, ...] | None
+    rhos: tuple[float, ...] | None
+    workdir: Path
+    processes: int
+    any_code: bool
+    overrides: tuple[str, ...]
+    write_docs: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """Where this artefact's results go."""
+        return self.workdir / f"{self.system}-{self.artefact}"
+
+    def base(self, dataset: str) -> Values:
+        """The preset's configuration of a dataset with the overrides applied.
+
+        Raises:
+          UserError: an unknown dataset, key or value.
+        """
+        values, _ = cli.parse(
+            ["repro", f"--config={dataset}:{self.preset}", f"--config.data.source={self.data}",
+             *self.overrides], USAGE, {})
+        return values
+
+    def job(self, dataset: str, method: str, seed: int, changes: dict[str, Any],
+            variant: str = "") -> Job:
+        """A job of the grid.
+
+        Args:
+          changes: further values by dotted name, e.g. ``{'partition.rho': .5}``.
+          variant: what sets the run apart from the method as it is, for people.
+
+        Raises:
+          UserError: the configuration has no such key.
+        """
+        values = with_changes(self.base(dataset), {
+            "method.name": method, "seed": seed, "partition.seed": seed} | changes)
+        partition = values["partition"]
+        labels: dict[str, Label] = {
+            "dataset": values["data"]["name"], "method": method, "variant": variant,
+            "split": values["data"]["split"], "rho": partition["rho"],
+            "num_clients": partition["num_clients"], "seed": seed}
+        return Job(labels, values)
+
+
+def with_changes(values: Values, changes: dict[str, Any]) -> Values:
+    """A copy of nested values with others in some places, by dotted name.
+
+    Raises:
+      UserError: there is no such place.
+    """
+    result = copy.deepcopy(values)
+    for name, value in changes.items():
+        *groups, key = name.split(".")
+        place = result
+        for group in groups:
+            place = place.get(group)
+            if not isinstance(place, dict):
+                break
+        if not isinstance(place, dict) or key not in place:
+            raise UserError(f"the configuration has no '{name}'")
+        place[key] = value
+    return result
+
+
+def parse(arguments: Sequence[str], known: dict[str, Sequence[str]]) -> Options:
+    """Options of a command line without the program's name.
+
+    Args:
+      known: artefacts by system.
+
+    Raises:
+      UserError: an unknown system, artefact or value.
+      SystemExit: after ``--help``, or where argparse finds a fault.
+    """
+    parser = _parser(known)
+    found, overrides = parser.parse_known_args(arguments)
+    strange = [a for a in overrides if not a.startswith("--config.")]
+    if strange:
+        raise UserError(f"unknown argument '{strange[0]}'; see --help")
+    if found.system not in known:
+        raise UserError(f"unknown system '{found.system}'; use {', '.join(known)}")
+    if found.artefact not in known[found.system]:
+        raise UserError(f"unknown artefact '{found.artefact}' of {found.system}; use "
+                        f"{', '.join(known[found.system])}")
+    seeds = SEEDS[found.preset] if found.seeds is None else found.seeds
+    for name, value in (("--seeds", seeds), ("--processes", found.processes)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; give 1 or more")
+    return Options(
+        system=found.system, artefact=found.artefact, preset=found.preset, seeds=seeds,
+        data=found.data, datasets=_names(found.dataset) or (), methods=_names(found.methods),
+        splits=_names(found.splits), rhos=_numbers(found.rho), workdir=Path(found.workdir),
+        processes=found.processes, any_code=found.code == "any", overrides=tuple(overrides),
+        write_docs=Path(found.write_docs) if found.write_docs else None)
+
+
+def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
+    listing = "\n".join(f"  {system}: {', '.join(names)}" for system, names in known.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m mlecs_jax.repro", usage=USAGE, allow_abbrev=False,
+        description=f"Tables and figures of the papers, one command each.\n\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("system")
+    add("artefact")
+    add("--preset", choices=tuple(SEEDS), default="cpu",
+        help="smoke: minutes, to see it work; cpu (default): hours on a laptop; paper: literal")
+    add("--seeds", type=int, help=f"partitions and initialisations (default: {SEEDS})")
+    add("--data", choices=("real", "simulated", "auto"), default="auto")
+    add("--dataset", default="ur_fall", help="ur_fall, vast, or several with commas")
+    add("--methods", default="", help="some methods only, with commas")
+    add("--splits", default="", help="frame, sequence or both with a comma")
+    add("--rho", default="", help="some ρ only, with commas")
+    add("--workdir", default="repro", help="runs and results (default: repro); made again from "
+        "what is there, so the same command resumes")
+    add("--processes", type=int, default=os.cpu_count() or 1,
+        help="worker processes (default: one a core)")
+    add("--code", choices=("same", "any"), default="same",
+        help="any: finished runs made by other versions of the sources count as well")
+    add("--write-docs", default="", metavar="FILE", help="Markdown page to put the results into")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) or None
+
+
+def _numbers(text: str) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip()) or None
+    except ValueError:
+        raise UserError(f"--rho is '{text}'; give numbers with commas, e.g. 0.5,0.8") from None

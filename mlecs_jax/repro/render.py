@@ -1,0 +1,65 @@
+"""Tables for the terminal and for Markdown; the HTML page is :mod:`mlecs_jax.report`'s."""
+
+from __future__ import annotations
+
+from rich import table as rich_table
+from rich.console import Console
+from rich.text import Text
+
+from mlecs_jax.repro.tables import Cell, Findings, Table
+
+_TONES = {"up": "green", "down": "red", "quiet": "dim"}
+_MARKS = {"up": " ▲", "down": " ▼"}
+
+
+def print_findings(findings: Findings, console: Console) -> None:
+    """All tables and sentences on the terminal."""
+    for table in findings.tables:
+        shown = rich_table.Table(title=table.title, title_justify="left", caption=table.note,
+                                 caption_justify="left")
+        for i, column in enumerate(table.columns):
+            shown.add_column(column, justify="left" if i < _named(table) else "right",
+                             no_wrap=True)
+        before: tuple[str, ...] = ()
+        for row in table.rows:
+            named = tuple(cell.text for cell in row[:_named(table)])
+            if before and named[0] != before[0] and _named(table) > 1:
+                shown.add_section()
+            shown.add_row(*(_rich(cell, blank=i == 0 and named[:1] == before[:1]
+                                  and _named(table) > 1) for i, cell in enumerate(row)))
+            before = named
+        console.print(shown)
+    for sentence in findings.sentences:
+        console.print(f"• {sentence}", soft_wrap=True)
+
+
+def markdown(findings: Findings, level: int = 3) -> str:
+    """All sentences, then all tables, as GitHub's Markdown."""
+    parts = ["\n".join(f"- {sentence}" for sentence in findings.sentences)]
+    for table in findings.tables:
+        lines = [f"{'#' * level} {table.title}", "",
+                 "| " + " | ".join(table.columns) + " |",
+                 "|" + "|".join("---" if i < _named(table) else "---:"
+                                for i in range(len(table.columns))) + "|"]
+        lines += ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in table.rows]
+        if table.note:
+            lines += ["", table.note]
+        parts.append("\n".join(lines))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _named(table: Table) -> int:
+    """How many leading columns name the row: two where the first column's head is empty."""
+    return 2 if table.columns[0] == "" else 1
+
+
+def _rich(cell: Cell, *, blank: bool) -> Text:
+    style = " ".join(filter(None, ["bold" if cell.strong else "", _TONES.get(cell.tone, "")]))
+    return Text("" if blank else cell.text + _MARKS.get(cell.tone, ""), style)
+
+
+def _markdown(cell: Cell) -> str:
+    text = (cell.text + _MARKS.get(cell.tone, "")).replace("|", "\\|")
+    if not cell.text:
+        return ""
+    return f"**{text}**" if cell.strong else f"*{text}*" if cell.tone == "quiet" else text

@@ -1,0 +1,126 @@
+"""The numbers of a sweep as one tidy table: a row per run and metric."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet
+
+from mlecs_jax.repro.engine import Outcome
+from mlecs_jax.repro.job import Label
+
+FINAL, BEST_VAL = "final", "best_val"
+_SKIPPED = {"per_client", "confusion", "round"}
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run of a sweep.
+
+    Attributes:
+      labels: as its job has them.
+      values: ``{(selection, metric): number}``, e.g. ``('final', 'client.avg_f1')``.
+      folder: where it stands.
+      data_source, data: ``real`` or ``simulated``, and the data's hash.
+      code: version of the sources.
+    """
+
+    labels: Mapping[str, Label]
+    values: Mapping[tuple[str, str], float]
+    folder: Path
+    data_source: str
+    data: str
+    code: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Everything a sweep's tables are made of."""
+
+    runs: tuple[Run, ...]
+
+    def at(self, metric: str, selection: str = FINAL, **labels: Label) -> dict[int, float]:
+        """``{seed: value}`` of the runs with these labels."""
+        return {int(run.labels["seed"]): run.values[selection, metric] for run in self.runs
+                if (selection, metric) in run.values and _match(run.labels, labels)}
+
+    def of(self, **labels: Label) -> list[Run]:
+        """The runs with these labels."""
+        return [run for run in self.runs if _match(run.labels, labels)]
+
+    def labels(self, name: str, **labels: Label) -> list[Any]:
+        """Distinct values of a label, in the order of the runs."""
+        return list(dict.fromkeys(run.labels[name] for run in self.of(**labels)
+                                  if name in run.labels))
+
+    @property
+    def sources(self) -> set[str]:
+        return {run.data_source for run in self.runs}
+
+
+def read(outcomes: Iterable[Outcome]) -> Results:
+    """The numbers of all runs that ended well."""
+    runs = []
+    for outcome in outcomes:
+        if outcome.failure or outcome.provenance is None:
+            continue
+        summary = json.loads((outcome.folder / "summary.json").read_text("utf-8"))
+        runs.append(Run(outcome.job.labels, dict(_numbers(summary)), outcome.folder,
+                        str(outcome.provenance.data["source"]),
+                        str(outcome.provenance.data["sha256"]), outcome.provenance.code))
+    return Results(tuple(runs))
+
+
+def tidy(results: Results, workdir: Path) -> list[Row]:
+    """One row per run and metric, with the run's labels, data, code and folder."""
+    return [{**run.labels, "selection": selection, "metric": metric, "value": value,
+             "data_source": run.data_source, "data_sha256": run.data, "code": run.code,
+             "run": _relative(run.folder, workdir)}
+            for run in results.runs for (selection, metric), value in run.values.items()]
+
+
+def write(rows: Sequence[Row], folder: Path) -> None:
+    """Writes ``results.csv`` and ``results.parquet``."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
+    parquet.write_table(table, folder / "results.parquet")
+
+
+def _numbers(summary: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], float]]:
+    """Every figure of a summary by selection and dotted name."""
+    for group in ("client", "server", "communication", "timing", "extra"):
+        for name, value in _leaves(summary.get(group), group):
+            yield (FINAL, name), value
+    for group in ("client", "server"):
+        chosen = summary.get("best_val") or {}
+        for name, value in _leaves(chosen.get(group), group):
+            yield (BEST_VAL, name), value
+
+
+def _leaves(tree: Any, where: str) -> Iterator[tuple[str, float]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            if key not in _SKIPPED:
+                yield from _leaves(value, f"{where}.{key}")
+    elif isinstance(tree, int | float) and not isinstance(tree, bool) and math.isfinite(tree):
+        yield where, float(tree)
+
+
+def _match(own: Mapping[str, Label], wanted: Mapping[str, Label]) -> bool:
+    return all(own.get(name) == value for name, value in wanted.items())
+
+
+def _relative(folder: Path, base: Path) -> str:
+    return folder.relative_to(base).as_posix() if folder.is_relative_to(base) else str(folder)

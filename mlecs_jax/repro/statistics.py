@@ -1,0 +1,75 @@
+"""Means over seeds and paired differences with their confidence intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping
+
+from scipy import special
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of n values; ``sd`` is None for a single one."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Mean of n paired differences and its 95 % interval; None ends where n is 1."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def above(self) -> bool:
+        """The interval lies above 0."""
+        return self.low is not None and self.low > 0
+
+    @property
+    def below(self) -> bool:
+        return self.high is not None and self.high < 0
+
+
+def spread(values: Mapping[int, float]) -> Spread | None:
+    """Over seeds; None where there is none."""
+    known = [v for v in values.values() if math.isfinite(v)]
+    if not known:
+        return None
+    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None,
+                  len(known))
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
+    """``a − b`` over the seeds that both have; Student's t with n − 1 degrees of freedom.
+
+    Pairs share partition, modality sets, initialisation and batches, so that what a seed happens
+    to draw cancels. None where no seed is common.
+    """
+    differences = [a[s] - b[s] for s in sorted(set(a) & set(b))
+                   if math.isfinite(a[s]) and math.isfinite(b[s])]
+    n = len(differences)
+    if not n:
+        return None
+    mean = statistics.fmean(differences)
+    if n == 1:
+        return Difference(mean, None, None, 1)
+    quantile = float(special.stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
+    half = quantile * statistics.stdev(differences) / math.sqrt(n)
+    return Difference(mean, mean - half, mean + half, n)
+
+
+def mean_by_seed(cells: list[Mapping[int, float]]) -> dict[int, float]:
+    """Each seed's mean over cells, of the seeds that all cells have: what may be pooled, since
+    cells of one seed share its partition and are no independent samples."""
+    common = set.intersection(*(set(cell) for cell in cells)) if cells else set()
+    return {s: statistics.fmean(cell[s] for cell in cells) for s in sorted(common)}

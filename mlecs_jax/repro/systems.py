@@ -1,0 +1,39 @@
+"""Which artefacts there are: the table that ``python -m mlecs_jax.repro SYSTEM ARTEFACT`` reads.
+
+A system is ``{artefact: Artefact}``. An artefact plans jobs and turns their results into findings;
+jobs name their runner, so that another system brings its own (:mod:`mlecs_jax.repro.worker`) and
+shares caching, workers, display, tables and report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from mlecs_jax.repro.artefacts import table1
+from mlecs_jax.repro.job import Job
+from mlecs_jax.repro.options import Options
+from mlecs_jax.repro.results import Results
+from mlecs_jax.repro.tables import Findings
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+    """One table or figure.
+
+    Attributes:
+      title: for people.
+      jobs: everything it needs run, in order of importance.
+      findings: what the finished ones show; must cope with runs that are missing.
+    """
+
+    title: str
+    jobs: Callable[[Options], list[Job]]
+    findings: Callable[[Options, Results], Findings]
+
+
+SYSTEMS: Mapping[str, Mapping[str, Artefact]] = {
+    "mlecs": {
+        "table1": Artefact(table1.TITLE, table1.jobs, table1.findings),
+    },
+}

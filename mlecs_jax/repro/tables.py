@@ -1,0 +1,129 @@
+"""Tables as plain data, and the comparisons that fill them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from mlecs_jax.repro.job import Label
+from mlecs_jax.repro.results import FINAL, Results
+from mlecs_jax.repro.statistics import Difference, mean_by_seed, paired, spread
+
+METRICS = {"f1": "macro-F1", "rougeLsum": "ROUGE-LSum"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One field of a table.
+
+    Attributes:
+      text: what stands there.
+      group: labels of the runs it was made from; None where it is no measurement.
+      strong: the best of its column.
+      tone: ``up`` or ``down`` for a difference whose interval excludes 0, ``quiet`` for figures
+        that are not ours.
+    """
+
+    text: str
+    group: Mapping[str, Label] | None = None
+    strong: bool = False
+    tone: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A titled table; the first cell of a row names it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What an artefact shows: tables, and sentences that were derived from the numbers."""
+
+    tables: tuple[Table, ...]
+    sentences: tuple[str, ...] = ()
+
+
+def share(value: float | None, digits: int = 3) -> str:
+    """A score without its leading zero, ``.821``; a dash where there is none."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return re.sub(r"^(-?)0\.", r"\1.", text).replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    if value is None:
+        return "–"
+    text = share(abs(value), digits)
+    zero = not float(text.replace(",", "") or 0)
+    return text if zero else ("−" if value < 0 else "+") + text
+
+
+def mean_text(values: Mapping[int, float]) -> str:
+    """``.821 ± .094``."""
+    found = spread(values)
+    if found is None:
+        return "–"
+    return share(found.mean) if found.sd is None else f"{share(found.mean)} ± {share(found.sd)}"
+
+
+def difference_text(found: Difference | None) -> str:
+    """``+.012 [−.004, +.028]``."""
+    if found is None:
+        return "–"
+    if found.low is None:
+        return f"{signed(found.mean)} (n=1)"
+    return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
+
+
+def difference_cell(found: Difference | None, group: Mapping[str, Label] | None) -> Cell:
+    tone = "" if found is None else "up" if found.above else "down" if found.below else ""
+    return Cell(difference_text(found), group, tone=tone)
+
+
+def primary(results: Results) -> str:
+    """The metric of the runs' task: ``f1`` or ``rougeLsum``."""
+    for name in METRICS:
+        if any((FINAL, f"client.avg_{name}") in run.values for run in results.runs):
+            return name
+    return next(iter(METRICS))
+
+
+def mark_best(rows: Sequence[Sequence[Cell]], means: Sequence[Sequence[float | None]],
+              eligible: Sequence[bool]) -> tuple[tuple[Cell, ...], ...]:
+    """The rows with the highest mean of every column made strong.
+
+    Args:
+      means: per row and column after the name; None where there is no figure of ours.
+      eligible: rows that may be best.
+    """
+    width = max((len(row) for row in means), default=0)
+    best = []
+    for column in range(width):
+        known = [round(v, 3) for row, may in zip(means, eligible, strict=True)
+                 if may and (v := row[column]) is not None]
+        best.append(max(known, default=None))
+    return tuple(
+        tuple(dataclasses.replace(cell, strong=True)
+              if may and j and (v := row_means[j - 1]) is not None
+              and best[j - 1] is not None and round(v, 3) == best[j - 1] else cell
+              for j, cell in enumerate(row))
+        for row, row_means, may in zip(rows, means, eligible, strict=True))
+
+
+def pooled(results: Results, metric: str, cells: Sequence[Mapping[str, Label]],
+           a: Mapping[str, Label], b: Mapping[str, Label]) -> Difference | None:
+    """The paired difference a − b over several cells: per seed the mean over cells first.
+
+    Cells that either side lacks are left out of both.
+    """
+    pairs = [(results.at(metric, **{**cell, **a}), results.at(metric, **{**cell, **b}))
+             for cell in cells]
+    both = [(x, y) for x, y in pairs if x and y]
+    return paired(mean_by_seed([x for x, _ in both]), mean_by_seed([y for _, y in both]))
