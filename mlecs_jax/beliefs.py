@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mlecs_jax.federation import Moments, Rows, gather
 from mlecs_jax.lora import Params
-from mlecs_jax.losses import SoftTargets
 from mlecs_jax.models.multimodal import Answer, MultimodalModel
 from mlecs_jax.predict import map_rows
 
@@ -78,22 +77,6 @@ def mix(first: Float[Array, "n T K"], second: Float[Array, "n T K"], share: floa
     """``(1 − share) · first + share · second``; where one is silent, the other alone."""
     both = ((1.0 - share) * _normalised(first) + share * _normalised(second))
     return _normalised(both)
-
-
-def known_answers(rows: Rows, ids: Int[Array, "n T K"]) -> Float[Array, "n T K"]:
-    """Beliefs of one who has the labels: 1 at the row's own token where known, else silent."""
-    target = rows.target[:, :ids.shape[1], None]
-    return ((ids == target) & (target >= 0)).astype(jnp.float32)
-
-
-def prefer(first: Float[Array, "n T K"], second: Float[Array, "n T K"]) -> Float[Array, "n T K"]:
-    """The first belief of each position, or the second where the first is silent."""
-    return jnp.where(first.sum(-1, keepdims=True) > 0, first, second)
-
-
-def targets(ids: Int[Array, "n T K"], probabilities: Float[Array, "n T K"]) -> SoftTargets:
-    """Beliefs as a teacher's soft targets."""
-    return SoftTargets(ids=ids, probabilities=probabilities)
 
 
 def _normalised(p: Float[Array, "*batch K"]) -> Float[Array, "*batch K"]:

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from mlecs_jax import aggregate, beliefs, channel, rounds
 from mlecs_jax.lora import Lora, Params
+from mlecs_jax.losses import SoftTargets
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.predict import Predictor
 from mlecs_jax.setting import Setting
@@ -67,20 +68,21 @@ def build(setting: Setting) -> Method:
     cloud_tokens, edge_tokens = topology.to_cloud(tokens), topology.to_edge(tokens)
 
     def init(key: jax.Array) -> State:
-        devices, lora = rounds.initial_devices(setting, key)
-        return State(devices=devices, llm=rounds.initial_llm(setting, key), broadcast=lora,
+        lora = rounds.initial_slm(setting, key)["lora"]
+        return State(devices=rounds.initial_devices(setting, key, lora),
+                     llm=rounds.initial_llm(setting, key), broadcast=topology.to_edge(lora),
                      pooled=topology.to_cloud(jnp.zeros(tokens.shape, jnp.float32)))
 
     def round(state: State, r: int, key: jax.Array) -> tuple[State, Diagnostics]:
         rate = rounds.rate_at(options, r)
         # 1. The LLM learns from public labels and, where there are none, from the devices.
         lesson = jnp.where(unlabelled(setting)[:, None, None], state.pooled, 0.0)
-        llm, server = train_llm(state.llm, r, key, teacher=beliefs.targets(cloud_tokens, lesson),
+        llm, server = train_llm(state.llm, r, key, teacher=SoftTargets(cloud_tokens, lesson),
                                 weights={"lm": 1.0, "distil": levers.server_distil})
         # 2. The teacher: beliefs of the LLM and, in part, of the devices.
         teacher = beliefs.mix(ask_server(setting.cloud, llm, cloud_tokens), state.pooled,
                               levers.devices_share)
-        teacher = beliefs.targets(edge_tokens, topology.to_edge(teacher.astype(WIRE)))
+        teacher = SoftTargets(edge_tokens, topology.to_edge(teacher.astype(WIRE)))
         # 3. Devices learn from both sources in turn.
         devices = rounds.overwrite(state.devices, {"lora": state.broadcast}) \
             if levers.lora else state.devices

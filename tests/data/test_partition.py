@@ -95,3 +95,37 @@ def test_sample_masks_vary_by_sample_only_where_asked():
 def test_bad_options_are_named(option, value, message):
     with pytest.raises(UserError, match=message):
         PartitionConfig(**{option: value})
+
+
+def test_label_budget_keeps_a_seeded_part_of_each_device_and_nothing_else_changes():
+    whole, few = (partition(samples(240), PartitionConfig(labelled=n)) for n in (0, 10))
+    again = partition(samples(240), PartitionConfig(labelled=10))
+    for a, b, c in zip(whole.devices, few.devices, again.devices, strict=True):
+        assert len(b.train) == 10 and set(b.train) <= set(a.train)
+        np.testing.assert_array_equal(b.train, c.train)
+        np.testing.assert_array_equal(a.test, b.test)
+    np.testing.assert_array_equal(whole.public.train, few.public.train)
+    more = partition(samples(240), PartitionConfig(labelled=10_000))
+    np.testing.assert_array_equal(more.devices[0].train, whole.devices[0].train)
+
+
+def test_server_labels_are_a_share_of_rows_or_of_whole_recordings():
+    assert partition(samples(240), PartitionConfig()).public_labelled.all()
+    frame = partition(samples(240), PartitionConfig(server_labelled=0.25))
+    assert frame.public_labelled.sum() == round(0.25 * len(frame.public.train))
+    data = samples(480, groups=48)
+    split = partition(data, PartitionConfig(split="sequence", server_labelled=0.5))
+    groups = data.groups[split.public.train]
+    labelled, unlabelled = (set(groups[split.public_labelled == x]) for x in (True, False))
+    assert not labelled & unlabelled and abs(len(labelled) - len(unlabelled)) <= 1
+    least = partition(data, PartitionConfig(split="sequence", server_labelled=1e-6))
+    assert len(set(data.groups[least.public.train[least.public_labelled]])) == 1
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"labelled": -1}, "partition.labelled is -1"),
+    ({"server_labelled": 0.0}, "partition.server_labelled is 0.0"),
+    ({"server_labelled": 1.5}, "partition.server_labelled is 1.5")])
+def test_impossible_label_budgets_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        PartitionConfig(**options)
