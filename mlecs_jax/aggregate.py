@@ -100,3 +100,42 @@ def _along_rank(path: tuple[Any, ...], leaf: Array, values: Num[Array, "C r"]) -
     shape = [1] * leaf.ndim
     shape[0], shape[_rank_axis(path, leaf)] = values.shape
     return values.reshape(shape)
+
+
+def group_mean(
+    trees: Tree, weights: Num[Array, " C"], parents: Int[Array, " C"], num_parents: int
+) -> Tree:
+    """The weighted mean of each parent's children: one tier of a tree of nodes, all at once.
+
+    Applied tier by tier, with the sums of the weights as the next tier's, it ends at the root with
+    the weighted mean of all leaves (FedAvg), whatever the tree between them.
+
+    Args:
+      trees: stacked over children.
+      weights: of the children, e.g. their numbers of samples; every parent needs a positive sum.
+      parents: the parent of each child, from 0.
+
+    Returns:
+      Trees stacked over the ``num_parents`` parents.
+    """
+    member = (parents == jnp.arange(num_parents)[:, None]) * weights.astype(jnp.float32)
+    shares = member / jnp.sum(member, axis=1, keepdims=True)
+    return jax.tree.map(
+        lambda leaf: jnp.tensordot(shares, leaf.astype(jnp.float32), axes=1).astype(leaf.dtype),
+        trees)
+
+
+def staleness_weights(
+    counts: Num[Array, " E"], staleness: Num[Array, " E"], exponent: Float[Array, ""] | float
+) -> Float[Array, " E"]:
+    """α_i of Mega-CE² Eq. 4, w = Σ_i α_i w_i over the last model of every edge.
+
+    α_i ∝ n_i (1 + τ_i)^(−a). At a = 0, Eq. 4 as printed: α_i is the edge's share of the samples.
+
+    Args:
+      counts: n_i.
+      staleness: τ_i, cloud versions made since the one from which w_i was trained.
+      exponent: a ≥ 0.
+    """
+    weights = counts.astype(jnp.float32) * (1.0 + staleness.astype(jnp.float32)) ** -exponent
+    return weights / jnp.sum(weights)

@@ -1,7 +1,10 @@
-"""Where state lives: an edge mesh for devices and a cloud mesh for the server.
+"""Where state lives: nodes in a tree, and the meshes that hold them.
 
-With one accelerator the two coincide; with more they are disjoint, and a tree crosses from one
-to the other only through :class:`Topology`, as it would cross a network.
+The cloud is the root. Leaves hold data and train; every other node aggregates its children. With
+two tiers the leaves are devices (ML-ECS), with three there are edges between cloud and end devices
+(Mega-CE²); nothing here knows which. All tiers below the root live on the edge mesh, the root on
+the cloud mesh. With one accelerator the two coincide; with more they are disjoint, and a tree of
+arrays crosses from one to the other only through :class:`Topology`, as it would cross a network.
 """
 
 from __future__ import annotations
@@ -23,38 +26,86 @@ Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]
 
 
 @dataclasses.dataclass(frozen=True)
+class Node:
+    """A place where state lives: a leaf trains, any other node aggregates its children."""
+
+    name: str
+    children: tuple[Node, ...] = ()
+
+    def tier(self, depth: int) -> tuple[Node, ...]:
+        """The nodes ``depth`` steps below this one, left to right."""
+        nodes: tuple[Node, ...] = (self,)
+        for _ in range(depth):
+            nodes = tuple(child for node in nodes for child in node.children)
+        return nodes
+
+    def parents(self, depth: int) -> np.ndarray:
+        """The parent of each node of a tier, by its number in the tier above, int32."""
+        widths = [len(node.children) for node in self.tier(depth - 1)]
+        return np.repeat(np.arange(len(widths), dtype=np.int32), widths)
+
+
+TIERS = ("cloud", "edge", "end")
+
+
+def grow(fan_out: Sequence[int]) -> Node:
+    """A regular tree: ``(3,)`` is a cloud of three devices, ``(3, 2)`` has edges of two ends each.
+
+    Raises:
+      UserError: a node without children, or more tiers than cloud, edge and end.
+    """
+    if not 0 < len(fan_out) < len(TIERS) or min(fan_out) < 1:
+        raise UserError(f"a topology of {tuple(fan_out)} children per tier; give one or two counts "
+                        "of 1 or more")
+
+    def node(depth: int, path: str) -> Node:
+        width = fan_out[depth] if depth < len(fan_out) else 0
+        return Node(TIERS[depth] + path, tuple(
+            node(depth + 1, f"{path}.{i}" if path else f"-{i}") for i in range(width)))
+
+    return node(0, "")
+
+
+@dataclasses.dataclass(frozen=True)
 class Topology:
-    """Two meshes: ``edge`` (axis ``client``) and ``cloud`` (axis ``data``)."""
+    """The tree of nodes from its ``root``, and two meshes: ``edge`` (axis ``client``) and
+    ``cloud`` (axis ``data``)."""
 
     edge: Mesh
     cloud: Mesh
+    root: Node
 
     @classmethod
     def create(
         cls,
-        num_clients: int,
+        fan_out: int | Sequence[int],
         devices: Sequence[Device] | None = None,
         cloud_devices: int = 1,
     ) -> Topology:
-        """Splits the machine's devices into the two tiers.
+        """Grows the tree and splits the machine's devices between its root and the rest.
 
         The last ``cloud_devices`` go to the cloud; of the others the edge takes the largest number
-        that divides ``num_clients``, so that every edge device holds equally many clients. A
-        single device serves both tiers.
+        that divides the leaves of one parent, so that every edge device holds equally many of
+        them. A single device serves all tiers.
+
+        Args:
+          fan_out: children per node of each tier, see :func:`grow`; a number is one tier.
 
         Raises:
-          UserError: the cloud is asked to take every device, or none.
+          UserError: the cloud is asked to take every device, or none; see also :func:`grow`.
         """
+        fan_out = (fan_out,) if isinstance(fan_out, int) else tuple(fan_out)
+        root = grow(fan_out)
         devices = list(jax.devices() if devices is None else devices)
         if len(devices) == 1:
-            return cls(_mesh(devices, CLIENT_AXIS), _mesh(devices, "data"))
+            return cls(_mesh(devices, CLIENT_AXIS), _mesh(devices, "data"), root)
         if not 0 < cloud_devices < len(devices):
             raise UserError(f"topology.cloud_devices is {cloud_devices} of {len(devices)} devices; "
                             f"give 1 to {len(devices) - 1}, so that both tiers have one")
         edge = devices[:len(devices) - cloud_devices]
-        size = max(n for n in range(1, len(edge) + 1) if num_clients % n == 0)
+        size = max(n for n in range(1, len(edge) + 1) if fan_out[-1] % n == 0)
         return cls(_mesh(edge[:size], CLIENT_AXIS),
-                   _mesh(devices[len(devices) - cloud_devices:], "data"))
+                   _mesh(devices[len(devices) - cloud_devices:], "data"), root)
 
     @property
     def disjoint(self) -> bool:

@@ -29,3 +29,28 @@ def test_edge_holds_equally_many_clients_everywhere():
 def test_cloud_may_not_take_everything():
     with pytest.raises(UserError, match="topology.cloud_devices is 8 of 8"):
         Topology.create(3, jax.devices(), cloud_devices=8)
+
+
+def test_cloud_edges_and_ends_are_one_tree():
+    root = Topology.create((3, 2), jax.devices()[:1]).root
+    assert [node.name for node in root.tier(1)] == ["edge-0", "edge-1", "edge-2"]
+    assert [node.name for node in root.tier(2)] == [
+        "end-0.0", "end-0.1", "end-1.0", "end-1.1", "end-2.0", "end-2.1"]
+    assert root.parents(2).tolist() == [0, 0, 1, 1, 2, 2] and root.parents(1).tolist() == [0, 0, 0]
+    assert not any(end.children for end in root.tier(2)) and root.tier(3) == ()
+
+
+def test_two_tiers_are_the_same_tree_with_one_less():
+    root = Topology.create(3, jax.devices()[:1]).root
+    assert root == Topology.create((3,), jax.devices()[:1]).root
+    assert len(root.tier(1)) == 3 and root.tier(2) == ()
+
+
+def test_ends_of_an_edge_share_the_edge_mesh_evenly():
+    assert Topology.create((3, 4), jax.devices()).edge.size == 4
+
+
+def test_a_tree_has_children_and_at_most_three_tiers():
+    for wrong in ((), (0,), (3, 0), (2, 2, 2)):
+        with pytest.raises(UserError, match="children per tier"):
+            Topology.create(wrong, jax.devices()[:1])
