@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mlecs_jax.report.axes import duration
 from mlecs_jax.repro import engine, render, results
 from mlecs_jax.repro.display import SweepDisplay
 from mlecs_jax.repro.engine import Outcome
@@ -17,7 +18,6 @@ from mlecs_jax.repro.options import Options, parse
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.systems import SYSTEMS
 from mlecs_jax.repro.tables import Findings
-from mlecs_jax.report.axes import duration
 
 SWEEP, TABLES = "sweep.json", "tables.md"
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Results,
           findings: Findings, seconds: float) -> None:
-    """The artefact's folder: ``results.csv``, ``results.parquet``, ``tables.md``, ``sweep.json``."""
+    """The artefact's folder: results, tables and what ran."""
     options.folder.mkdir(parents=True, exist_ok=True)
     results.write(results.tidy(found, options.workdir), options.folder)
     (options.folder / TABLES).write_text(f"# {title}\n\n{render.markdown(findings)}", "utf-8")
@@ -53,7 +53,7 @@ def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Resu
         "system": options.system, "artefact": options.artefact, "title": title,
         "preset": options.preset, "data": options.data, "seeds": options.seeds,
         "overrides": options.overrides, "processes": options.processes,
-        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1), "runs": [_entry(outcome, options.workdir)
                                                for outcome in outcomes],
     }, indent=1) + "\n", "utf-8")

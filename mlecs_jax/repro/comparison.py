@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro import paper
 from mlecs_jax.repro.job import Label
 from mlecs_jax.repro.methods import NOTES, PUBLISHED
@@ -21,7 +22,6 @@ from mlecs_jax.repro.tables import (
     primary,
     share,
 )
-from mlecs_jax.report.blocks import proper
 
 Labels = Mapping[str, Label]
 SHORT = {"rho": "ρ", "num_clients": "N", "labelled": "labelled"}
@@ -29,13 +29,13 @@ SHORT = {"rho": "ρ", "num_clients": "N", "labelled": "labelled"}
 
 def data_words(results: Results, where: Labels) -> str:
     """``UR-Fall, frame split``, with SIMULATED where the data are."""
-    sources = {run.data_source for run in results.of(**where)}
+    sources = {run.data_source for run in results.of(where)}
     mark = "" if sources == {"real"} else ", SIMULATED data"
     return f"{proper(str(where['dataset']))}, {where['split']} split{mark}"
 
 
 def seeds_words(results: Results, where: Labels) -> str:
-    seeds = results.labels("seed", **where)
+    seeds = results.distinct("seed", where)
     return f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "")
 
 
@@ -73,9 +73,9 @@ def _rows_of_cell(
 ) -> list[tuple[Cell, ...]]:
     name = Cell(cell_words({k: v for k, v in cell.items() if k != "variant"}, where))
     rows, means, eligible = [], [], []
-    for method in results.labels("method", **cell):
+    for method in results.distinct("method", cell):
         group = {**cell, "method": method}
-        found = [results.at(key, selection, **group) for _, selection, key in columns]
+        found = [results.at(key, group, selection) for _, selection, key in columns]
         rows.append((Cell(proper(str(method)), group),
                      *(Cell(mean_text(values), group) for values in found)))
         means.append([s.mean if (s := spread(values)) else None for values in found])
@@ -95,7 +95,7 @@ def _rows_of_cell(
 
 def _printed(results: Results, group: Labels) -> dict[str, float]:
     """The paper's figures of the cell that a group of runs stands in."""
-    run = results.of(**group)[0].labels
+    run = results.of(group)[0].labels
     return paper.printed(str(run["dataset"]), str(run["method"]), str(run["split"]),
                          float(run["rho"]), int(run["num_clients"]))
 
@@ -106,8 +106,8 @@ def compare(
     """Paired differences of one method to every other, per cell and pooled, and what they say."""
     metric = primary(results)
     key = f"client.avg_{metric}"
-    others = [m for m in results.labels("method", **where) if m != ours]
-    if ours not in results.labels("method", **where) or not others:
+    others = [m for m in results.distinct("method", where) if m != ours]
+    if ours not in results.distinct("method", where) or not others:
         return None, []
     rows, said = [], []
     mine = {"method": ours, "variant": ""}
@@ -117,8 +117,8 @@ def compare(
         server = pooled(results, f"server.{metric}", cells, mine, theirs)
         rows.append((
             Cell(proper(str(other))),
-            *(difference_cell(paired(results.at(key, **{**cell, **mine}),
-                                     results.at(key, **{**cell, **theirs})),
+            *(difference_cell(paired(results.at(key, {**cell, **mine}),
+                                     results.at(key, {**cell, **theirs})),
                               {**cell, **mine}) for cell in cells),
             difference_cell(overall, None), difference_cell(server, None)))
         if overall:
@@ -157,12 +157,12 @@ def _first_places(
 ) -> list[str]:
     """In how many cells (each of avg, best, worst, server) the method's mean is the highest."""
     first = total = 0
-    rivals = [m for m in results.labels("method", **where)
+    rivals = [m for m in results.distinct("method", where)
               if m in PUBLISHED or m == ours]
     for cell in cells:
         for name in ("client.avg_", "client.best_", "client.worst_", "server."):
             means = {m: s.mean for m in rivals if (s := spread(
-                results.at(name + metric, **{**cell, "method": m, "variant": ""})))}
+                results.at(name + metric, {**cell, "method": m, "variant": ""})))}
             if ours in means and len(means) > 1:
                 total += 1
                 first += round(means[ours], 3) >= max(round(v, 3) for v in means.values())

@@ -9,9 +9,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from mlecs_jax.report.axes import duration
 from mlecs_jax.repro.engine import Outcome
 from mlecs_jax.repro.job import Job
-from mlecs_jax.report.axes import duration
 
 
 class SweepDisplay:

@@ -179,6 +179,7 @@ class _Pool:
         """One message of a busy worker; the outcome if its job has ended."""
         assert member.task is not None
         job, folder, origin = member.task
+        content: Any
         try:
             kind, content = member.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -188,7 +189,8 @@ class _Pool:
                 "")
         seconds = time.perf_counter() - member.begun
         if kind == "round":
-            display.round(member.slot, *content[:2])
+            complete, total = content
+            display.round(member.slot, complete, total)
             return None
         if kind == "done":
             _record(folder, job, origin, seconds)

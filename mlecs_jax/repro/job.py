@@ -25,12 +25,12 @@ class Job:
       labels: what the tables group by, e.g. ``{'method': 'ml_ecs', 'rho': 0.5, 'seed': 0}``;
         ``method`` and ``seed`` are always there.
       values: the whole configuration as nested plain values.
-      runner: ``package.module:function``, see :mod:`mlecs_jax.repro.worker`.
+      runner: name of a module, see :mod:`mlecs_jax.repro.worker`.
     """
 
     labels: dict[str, Label]
     values: Values
-    runner: str = "mlecs_jax.repro.runners:experiment"
+    runner: str = "mlecs_jax.repro.runners"
 
     @property
     def name(self) -> str:

@@ -47,18 +47,20 @@ class Results:
 
     runs: tuple[Run, ...]
 
-    def at(self, metric: str, selection: str = FINAL, **labels: Label) -> dict[int, float]:
+    def at(
+        self, metric: str, labels: Mapping[str, Label], selection: str = FINAL
+    ) -> dict[int, float]:
         """``{seed: value}`` of the runs with these labels."""
         return {int(run.labels["seed"]): run.values[selection, metric] for run in self.runs
                 if (selection, metric) in run.values and _match(run.labels, labels)}
 
-    def of(self, **labels: Label) -> list[Run]:
+    def of(self, labels: Mapping[str, Label]) -> list[Run]:
         """The runs with these labels."""
         return [run for run in self.runs if _match(run.labels, labels)]
 
-    def labels(self, name: str, **labels: Label) -> list[Any]:
-        """Distinct values of a label, in the order of the runs."""
-        return list(dict.fromkeys(run.labels[name] for run in self.of(**labels)
+    def distinct(self, name: str, labels: Mapping[str, Label]) -> list[Any]:
+        """Distinct values of a label among the runs with these labels, in their order."""
+        return list(dict.fromkeys(run.labels[name] for run in self.of(labels)
                                   if name in run.labels))
 
     @property

@@ -45,7 +45,7 @@ def provenance(values: Values) -> Provenance:
                       code_version(config.method.name))
 
 
-def run(values: Values, folder: Path, on_round: Callable[[int, int, str], None]) -> None:
+def run(values: Values, folder: Path, on_round: Callable[[int, int], None]) -> None:
     """Runs or resumes one experiment in ``folder``.
 
     Raises:
@@ -56,5 +56,5 @@ def run(values: Values, folder: Path, on_round: Callable[[int, int, str], None])
     total = config.train.rounds
     experiment.run(
         config, folder, samples=_samples(_independent_of_split(config.data), config.captions),
-        on_start=lambda setting, complete: on_round(complete, total, ""),
-        on_round=lambda record: on_round(record["round"] + 1, total, ""))
+        on_start=lambda setting, complete: on_round(complete, total),
+        on_round=lambda record: on_round(record["round"] + 1, total))

@@ -123,7 +123,7 @@ def pooled(results: Results, metric: str, cells: Sequence[Mapping[str, Label]],
 
     Cells that either side lacks are left out of both.
     """
-    pairs = [(results.at(metric, **{**cell, **a}), results.at(metric, **{**cell, **b}))
+    pairs = [(results.at(metric, {**cell, **a}), results.at(metric, {**cell, **b}))
              for cell in cells]
     both = [(x, y) for x, y in pairs if x and y]
     return paired(mean_by_seed([x for x, _ in both]), mean_by_seed([y for _, y in both]))

@@ -6,7 +6,7 @@ engine talks to it over a pipe; when the engine is gone, the pipe breaks and the
 A runner is a module with two functions::
 
     provenance(values) -> Provenance
-    run(values, folder, on_round) -> None     # on_round(complete, total, what)
+    run(values, folder, on_round) -> None     # on_round(complete, total)
 """
 
 from __future__ import annotations

@@ -32,11 +32,11 @@ def findings(options: Options, results: Results) -> Findings:
     """Scores, then what ML-ECS and ML-ECS+ gain over every other method."""
     tables: list[Table] = []
     sentences: list[str] = []
-    for dataset in results.labels("dataset"):
-        for split in results.labels("split", dataset=dataset):
+    for dataset in results.distinct("dataset", {}):
+        for split in results.distinct("split", {"dataset": dataset}):
             where: dict[str, Label] = {"dataset": dataset, "split": split}
             cells: list[dict[str, Label]] = [where | {"rho": rho}
-                                             for rho in results.labels("rho", **where)]
+                                             for rho in results.distinct("rho", where)]
             tables.append(score_table(results, where, cells))
             for ours in OURS:
                 table, said = compare(results, where, cells, ours)
