@@ -8,6 +8,7 @@ import math
 import jax
 import numpy as np
 
+from mlecs_jax import backbones
 from mlecs_jax import federation as federations
 from mlecs_jax.config import Config, ModelConfig
 from mlecs_jax.data import sources, text
@@ -36,35 +37,36 @@ def setting(config: Config, devices: list[Device] | None = None) -> Setting:
     Raises:
       UserError: bad data or options, see the parts.
     """
-    return from_samples(config, sources.load(config.data), devices)
+    return from_samples(config, sources.load(config.data, config.captions), devices)
 
 
 def from_samples(
     config: Config, samples: Samples, devices: list[Device] | None = None
 ) -> Setting:
     """The setting of an already loaded dataset."""
-    tokenizer = text.ByteTokenizer()
-    if samples.labels is None:
-        raise UserError(f"{samples.name} has text targets; only class labels are supported yet")
+    if samples.texts is not None and config.captions is None:
+        raise UserError(f"{samples.name} has text targets; its config needs a group captions, as "
+                        "configs/vast.py has")
     check_modalities(samples)
-    answer_ids = text.answer_ids(len(samples.class_names), tokenizer)
-    federation = federations.build(samples, text.targets(samples, tokenizer),
-                                   config.partition_config(), config.train.rounds)
+    found, tokenizer = backbones.resolve(config, samples)
+    target = text.targets(samples, tokenizer, config.captions.max_tokens if config.captions else 0)
+    federation = federations.build(samples, target, config.partition_config(), config.train.rounds)
     groups = cohort_clients(config.model, federation.num_clients)
-    slm, llm = (model(config, samples, tokenizer, which) for which in ("slm", "llm"))
+    slm, llm = (model(config, samples, tokenizer, which, found[which]) for which in ("slm", "llm"))
     topology = Topology.create(
         math.gcd(*(len(clients) for clients, _ in groups))
         if config.clients.backend == "shard_map" else 1,
         devices, config.topology.cloud_devices)
     key = jax.random.key(config.model.backbone_seed)
-    slm_backbone = slm.init_backbone(jax.random.fold_in(key, 0))
-    llm_backbone = llm.init_backbone(jax.random.fold_in(key, 1))
+    slm_backbone = backbones.parameters(found["slm"], slm, jax.random.fold_in(key, 0))
+    llm_backbone = backbones.parameters(found["llm"], llm, jax.random.fold_in(key, 1))
     shared = {"slm": slm_backbone, "public": federation.public, "moments": federation.moments}
     return Setting(
         config=config, federation=federation, topology=topology,
         cohorts=tuple(_cohort(federation, topology, clients, widen(slm, widths))
                       for clients, widths in groups),
-        slm=slm, llm=llm, answer_ids=answer_ids,
+        slm=slm, llm=llm, tokenizer=tokenizer, answer_ids=() if samples.labels is None
+        else text.answer_ids(len(samples.class_names), tokenizer),
         edge=topology.to_edge(shared | {
             "public": federation.public if config.partition.public_labels
             else federations.unlabelled(federation.public),
@@ -86,20 +88,27 @@ def check_modalities(samples: Samples) -> None:
 
 
 def model(
-    config: Config, samples: Samples, tokenizer: text.Tokenizer, which: str
+    config: Config, samples: Samples, tokenizer: text.Tokenizer, which: str,
+    backbone: str | None = None,
 ) -> MultimodalModel:
-    """The unified model around the ``slm`` or ``llm`` backbone."""
+    """The unified model around the ``slm`` or ``llm`` backbone.
+
+    Args:
+      backbone: its name where it is not the configuration's (:func:`backbones.resolve`).
+    """
     options, lora = config.model, config.lora
-    shape = zoo.decoder_config(getattr(options, which), len(tokenizer))
+    name = backbone or getattr(options, which)
+    shape = zoo.decoder_config(name, len(tokenizer))
     targets = getattr(lora, f"{which}_targets")
     prompt = tuple(tokenizer.encode(options.prompt))
     if not prompt:
         raise UserError("model.prompt is empty; give an instruction of at least one token")
-    answer = 2  # a class and the end-of-sequence token
+    # The longest answer: a caption, or a class and the end-of-sequence token.
+    answer = config.captions.max_tokens if config.captions else 2
     length = options.soft_tokens + len(prompt) + answer
     if shape.family == "gpt2" and length > shape.max_positions:
         raise UserError(f"model.{which}: soft prompt, instruction and answer make {length} "
-                        f"positions, {getattr(options, which)} has {shape.max_positions}; shorten "
+                        f"positions, {name} has {shape.max_positions}; shorten "
                         "model.prompt or model.soft_tokens")
     return MultimodalModel(
         extractor=Extractor(samples.modalities, options.encoder_hidden, options.latent),

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlecs_jax import assemble, methods, runlog, scoring
+from mlecs_jax import assemble, captions, methods, runlog, scoring
 from mlecs_jax.ceilings import single_modality_ceilings
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.config import Config
@@ -77,6 +77,8 @@ def run(
         ceilings = single_modality_ceilings(setting) if config.eval.ceiling_steps else None
         summary = scoring.summary(setting, predictions, log.records, communication, state.devices,
                                   COMPILE_CLOCK.seconds - compiled_before, ceilings)
+        if config.captions:
+            log.write_samples(captions.shown(setting, predictions, scoring.PRIMARY))
         log.write_summary(summary)
         write_report(workdir)
     return summary
@@ -100,8 +102,8 @@ def _round(
         "seconds": round(trained - begun, 4),
         "evaluation_seconds": round(time.perf_counter() - trained, 4),
         "train": jax.tree.map(lambda x: np.asarray(x).tolist(), diagnostics),
-        "eval": {part: scoring.round_record(scoring.score(federation, predictions, part))
-                 for part in ("val", "test")},
+        "eval": {part: scoring.round_record(found) for part in ("val", "test")
+                 if (found := scoring.score(setting, predictions, part))},
         "modalities": federation.owned_at(r).tolist(),
         "communication": {"uplink_bytes": communication["uplink"],
                           "downlink_bytes": communication["downlink"]},

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from mlecs_jax.captions import CaptionPredictor
 from mlecs_jax.federation import Moments, Rows, gather
 from mlecs_jax.lora import Params
 from mlecs_jax.models.multimodal import MultimodalModel
 from mlecs_jax.setting import Setting, held_out_rows
 
+Tree = Any
 CHUNK = 128  # rows per forward pass
 
 
@@ -36,16 +39,33 @@ def predict_rows(
     return map_rows(chunk, rows.target.shape[0])
 
 
-def map_rows(fn: Callable[[Int[Array, " B"]], Array], n: int, chunk: int = CHUNK) -> Array:
+def map_rows(fn: Callable[[Int[Array, " B"]], Tree], n: int, chunk: int = CHUNK) -> Tree:
     """``fn`` over row numbers 0…n-1 in chunks of one size, results joined: ``[n, …]``."""
     chunk = min(chunk, n)
     index = jnp.arange(math.ceil(n / chunk) * chunk) % n
     out = jax.lax.map(fn, index.reshape(-1, chunk))
-    return out.reshape(-1, *out.shape[2:])[:n]
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
 
 
 class Predictor:
-    """Compiled answers of devices and server on their held-out rows."""
+    """Compiled answers of devices and server on their held-out rows: classes or captions."""
+
+    def __init__(self, setting: Setting):
+        kind = ClassPredictor if setting.federation.samples.texts is None else CaptionPredictor
+        self._answers = kind(setting)
+
+    def devices(self, params: tuple[Params, ...], r: int):
+        """Answers of every device after round ``r``: classes ``[C, n]``, -1 if unparsable, or
+        caption tokens ``[C, n, T]`` (:class:`mlecs_jax.captions.CaptionPredictor`)."""
+        return self._answers.devices(params, r)
+
+    def server(self, params: Params, r: int | None = None):
+        """Answers of the server, ``[n]`` or ``[n, T]``; without a round as after the last one."""
+        return self._answers.server(params, r)
+
+
+class ClassPredictor:
+    """Class answers of devices and server."""
 
     def __init__(self, setting: Setting):
         self.setting = setting
@@ -66,7 +86,7 @@ class Predictor:
                          for cohort in setting.cohorts]
         self._server = jax.jit(server)
 
-    def devices(self, params, r: int):
+    def devices(self, params: tuple[Params, ...], r: int):
         """Class answers ``[C, n]`` of every device on its held-out rows, -1 if unparsable."""
         answers = [
             run(self.setting.edge, (), {"params": own, "owned": self.setting.owned(r, cohort)}
@@ -77,6 +97,7 @@ class Predictor:
                   for a in answers]
         return self.setting.join(padded)
 
-    def server(self, params: Params):
-        """Class answers ``[n]`` of the server on its held-out rows."""
+    def server(self, params: Params, r: int | None = None):
+        """Class answers ``[n]`` of the server on its held-out rows, the same after any round."""
+        del r
         return self._server(self.setting.cloud, params)

@@ -15,6 +15,10 @@ from rich.table import Table
 from mlecs_jax import scoring
 from mlecs_jax.setting import Setting
 
+SHORT = {"f1": "F1", "weighted_f1": "weighted F1", "rouge1": "R1", "rouge2": "R2", "rougeL": "RL",
+         "rougeLsum": "RLSum"}
+LONG = {"f1": "macro-F1", "rougeLsum": "ROUGE-LSum"}
+
 
 class Progress:
     """Terminal output of :func:`mlecs_jax.experiment.run`; a context manager."""
@@ -44,6 +48,7 @@ class Progress:
     def start(self, setting: Setting, complete: int) -> None:
         """Says what runs, on which data, and from which round."""
         config, samples = setting.config, setting.federation.samples
+        self._metric = scoring.primary_metric(samples)
         if samples.source == "simulated":
             self._console.print(Panel(
                 "SIMULATED DATA: no figure of this run says anything about the real "
@@ -64,9 +69,11 @@ class Progress:
         val = record["eval"]["val"]
         parts = [f"{stage} {np.mean(list(terms.values())[0]):.3f}"
                  for stage, terms in record["train"].get("devices", {}).items()]
-        parts.append(f"val F1 clients {np.nanmean(val[scoring.PRIMARY]['clients']['f1']):.3f}")
+        metric = self._metric
+        clients = val[scoring.PRIMARY]["clients"][metric]
+        parts.append(f"val {SHORT.get(metric, metric)} clients {np.nanmean(clients):.3f}")
         if "server" in val:
-            parts.append(f"server {val['server']['f1']:.3f}")
+            parts.append(f"server {val['server'][metric]:.3f}")
         self._bar.update(self._task, advance=1, description=" | ".join(parts))
         if not self._console.is_terminal:  # a log file gets lines instead of a bar
             self._console.print(f"round {record['round'] + 1}/{record['rounds']} "
@@ -74,24 +81,26 @@ class Progress:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """The closing table."""
+        client, traffic = summary["client"], summary["communication"]
+        primary = summary["primary_metric"]
+        metrics = [key for key, value in client["per_client"][0].items()
+                   if isinstance(value, float)]
         table = Table(title=f"{summary['method']} on {summary['dataset']} "
-                            f"({summary['data_source']}), test macro-F1")
-        for column in ("", "modalities", "F1", "weighted F1", "accuracy"):
+                            f"({summary['data_source']}), test {LONG.get(primary, primary)}")
+        for column in ("", "modalities", *(SHORT.get(key, key) for key in metrics)):
             table.add_column(column, justify="left" if column in ("", "modalities") else "right")
 
         def row(name: str, modalities: str, scores: dict[str, Any]) -> None:
-            table.add_row(name, modalities, *(f"{scores[key]:.3f}"
-                                              for key in ("f1", "weighted_f1", "accuracy")))
+            table.add_row(name, modalities, *(f"{scores[key]:.3f}" for key in metrics))
 
-        for client in summary["client"]["per_client"][:20]:
-            row(f"device {client['client']}", " ".join(client["modalities"]), client)
+        for device in client["per_client"][:20]:
+            row(f"device {device['client']}", " ".join(device["modalities"]), device)
         if "server" in summary:
             row("server", " ".join(summary["modalities"]), summary["server"])
         self._console.print(table)
-        client, traffic = summary["client"], summary["communication"]
+        avg, best, worst = (client[f"{key}_{primary}"] for key in ("avg", "best", "worst"))
         self._console.print(
-            f"devices avg {client['avg_f1']:.3f}, best {client['best_f1']:.3f}, worst "
-            f"{client['worst_f1']:.3f} | per device and round "
+            f"devices avg {avg:.3f}, best {best:.3f}, worst {worst:.3f} | per device and round "
             f"{traffic['uplink_bytes_per_round']:,} B up, "
             f"{traffic['downlink_bytes_per_round']:,} B down | "
             f"{summary['timing']['seconds_per_round']:.1f} s a round, "

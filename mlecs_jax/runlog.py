@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mlecs_jax.errors import UserError
 
 KEPT = 2  # rounds of metrics a kill, or a torn checkpoint, may leave unconfirmed
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+SAMPLES = "samples.jsonl"
 
 
 class RunLog:
@@ -91,6 +92,10 @@ class RunLog:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``, whole or not at all."""
         _write(self.workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+    def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Writes ``samples.jsonl``, one generated answer a line."""
+        _write(self.workdir / SAMPLES, "".join(json.dumps(s) + "\n" for s in samples))
 
     def close(self) -> None:
         """Ends the run's claim on the folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,37 +11,68 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlecs_jax import lora
+from mlecs_jax import captions, lora
 from mlecs_jax.config import Config
+from mlecs_jax.data.samples import Samples
 from mlecs_jax.federation import Federation
-from mlecs_jax.metrics.classification import Scores, scores, spread
+from mlecs_jax.metrics import rouge
+from mlecs_jax.metrics.classification import scores, spread
 from mlecs_jax.setting import Setting
 
 PRIMARY = "after_amt"  # the answers that the headline figures score (as in the release)
+CLASS_METRICS = ("f1", "weighted_f1", "accuracy")
 
 
-def score(federation: Federation, predictions: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Scores of a split: ``{'after_amt': [Scores per device], …, 'server': Scores}``."""
+@dataclasses.dataclass(frozen=True)
+class NodeScores:
+    """How well a node answered.
+
+    Attributes:
+      metrics: figures by name, in [0, 1], higher is better; the same names for every node.
+      details: what else the summary keeps (the confusion matrix of classes).
+    """
+
+    metrics: dict[str, float]
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def primary_metric(samples: Samples) -> str:
+    """The figure that leads: macro-F1 of classes, ROUGE-LSum of captions."""
+    return "f1" if samples.texts is None else rouge.PRIMARY
+
+
+def score(setting: Setting, predictions: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Scores of a split: ``{'after_amt': [NodeScores per device], …, 'server': NodeScores}``.
+
+    Empty where no node was asked for the split's answers, see :mod:`mlecs_jax.captions`.
+    """
+    federation = setting.federation
     result: dict[str, Any] = {}
     for name, answers in predictions.items():
         answers = np.asarray(answers)
         if name == "server":
-            result[name] = _score(federation, None, answers, federation.public_num_val, part)
+            found: Any = _score(setting, None, answers, federation.public_num_val, part)
         else:
-            result[name] = [
-                _score(federation, j, own, int(federation.num_val[j]), part)
-                for j, own in enumerate(answers)]
+            found = [_score(setting, j, own, int(federation.num_val[j]), part)
+                     for j, own in enumerate(answers)]
+            found = None if None in found else found
+        if found is not None:
+            result[name] = found
     return result
 
 
 def _score(
-    federation: Federation, client: int | None, answers: np.ndarray, num_val: int, part: str
-) -> Scores:
-    rows = federation.held_out_rows(client, part)
+    setting: Setting, client: int | None, answers: np.ndarray, num_val: int, part: str
+) -> NodeScores | None:
+    samples = setting.federation.samples
+    if samples.labels is None:
+        metrics = captions.score_node(setting, client, answers, num_val, part)
+        return None if metrics is None else NodeScores(metrics)
+    rows = setting.federation.held_out_rows(client, part)
     start = num_val if part == "test" else 0
-    samples = federation.samples
-    assert samples.labels is not None
-    return scores(samples.labels[rows], answers[start:start + len(rows)], len(samples.class_names))
+    found = scores(samples.labels[rows], answers[start:start + len(rows)],
+                   len(samples.class_names)).as_dict()
+    return NodeScores({name: found.pop(name) for name in CLASS_METRICS}, found)
 
 
 def round_record(scored: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,10 +80,10 @@ def round_record(scored: Mapping[str, Any]) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for name, value in scored.items():
         if isinstance(value, list):
-            record[name] = {"clients": {key: [getattr(s, key) for s in value]
-                                        for key in ("f1", "weighted_f1", "accuracy")}}
+            record[name] = {"clients": {key: [s.metrics[key] for s in value]
+                                        for key in value[0].metrics}}
         else:
-            record[name] = {key: getattr(value, key) for key in ("f1", "weighted_f1", "accuracy")}
+            record[name] = dict(value.metrics)
     return record
 
 
@@ -69,7 +101,8 @@ def summary(
       devices: stacked trainable groups per cohort.
     """
     config, federation = setting.config, setting.federation
-    test = score(federation, predictions, "test")
+    test = score(setting, predictions, "test")
+    primary = primary_metric(federation.samples)
     result: dict[str, Any] = {
         "method": config.method.name,
         "dataset": federation.samples.name,
@@ -82,13 +115,14 @@ def summary(
         "rounds": config.train.rounds,
         "modalities": list(federation.modalities),
         "class_names": list(federation.samples.class_names),
+        "primary_metric": primary,
         "client": _client_summary(config, federation, test),
     }
     if "server" in test:
-        result["server"] = {key: getattr(test["server"], key)
-                            for key in ("f1", "weighted_f1", "accuracy")}
-        result["server"]["confusion"] = test["server"].confusion.tolist()
-    result["best_val"] = best_by_validation(records)
+        result["server"] = dict(test["server"].metrics)
+        if "confusion" in test["server"].details:
+            result["server"]["confusion"] = test["server"].details["confusion"]
+    result["best_val"] = best_by_validation(records, primary)
     if ceilings:
         result["ceilings"] = dict(ceilings)
     owned_parameters = device_parameters(setting, devices)
@@ -112,34 +146,38 @@ def _client_summary(
 ) -> dict[str, Any]:
     owned = federation.owned_at(config.train.rounds - 1)
     own = test[PRIMARY]
-    f1, weighted = spread([s.f1 for s in own]), spread([s.weighted_f1 for s in own])
-    result: dict[str, Any] = {f"{key}_f1": value for key, value in f1.items()}
-    result["avg_weighted_f1"] = weighted["avg"]
+    primary = primary_metric(federation.samples)
+    figures = {name: spread([s.metrics[name] for s in own]) for name in own[0].metrics}
+    result: dict[str, Any] = {f"{key}_{primary}": value for key, value in figures[primary].items()}
+    for name in figures:
+        if name != primary:
+            result[f"avg_{name}"] = figures[name]["avg"]
     result["per_client"] = [
         {"client": j,
          "modalities": [m for m, has in zip(federation.modalities, owned[j], strict=True) if has],
          "train_samples": len(federation.partition.devices[j].train),
          "test_samples": len(federation.partition.devices[j].test),
-         **s.as_dict()}
+         **s.metrics, **s.details}
         for j, s in enumerate(own)]
     if "after_broadcast" in test:
-        after = spread([s.f1 for s in test["after_broadcast"]])
-        result["after_broadcast"] = {f"{key}_f1": value for key, value in after.items()}
+        after = spread([s.metrics[primary] for s in test["after_broadcast"]])
+        result["after_broadcast"] = {f"{key}_{primary}": value for key, value in after.items()}
     return result
 
 
-def best_by_validation(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Test scores of the round whose mean validation F1 over devices is highest."""
+def best_by_validation(records: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """Test scores of the round whose mean validation score over devices is highest, among the
+    rounds whose test answers are there."""
     def validation(record: Mapping[str, Any]) -> float:
-        return float(np.nanmean(record["eval"]["val"][PRIMARY]["clients"]["f1"]))
+        return float(np.nanmean(record["eval"]["val"][PRIMARY]["clients"][metric]))
 
-    best = max(records, key=validation)
+    best = max((record for record in records if PRIMARY in record["eval"].get("test", {})), key=validation)
     test = best["eval"]["test"]
-    f1 = spread(test[PRIMARY]["clients"]["f1"])
+    found = spread(test[PRIMARY]["clients"][metric])
     result: dict[str, Any] = {"round": best["round"],
-                              "client": {f"{key}_f1": value for key, value in f1.items()}}
+                              "client": {f"{key}_{metric}": value for key, value in found.items()}}
     if "server" in test:
-        result["server"] = {"f1": test["server"]["f1"]}
+        result["server"] = {metric: test["server"][metric]}
     return result
 
 

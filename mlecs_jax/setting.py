@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from mlecs_jax.clients import ClientFn, for_each_client
 from mlecs_jax.config import Config
+from mlecs_jax.data.text import Tokenizer
 from mlecs_jax.errors import UserError
 from mlecs_jax.federation import Federation, Rows
 from mlecs_jax.lora import Params
@@ -52,6 +53,8 @@ class Setting:
       cohorts: the devices. Extractors and connectors may differ between cohorts; LoRA trees may
         not, since they meet in aggregation.
       llm: the server's model; its SLM is ``slm`` (decoder and generator; no extractor of its own).
+      answer_ids: the token of each class; empty where answers are texts.
+      tokenizer: of the backbones.
       edge, cloud: frozen backbones and shared data of each tier, placed on its mesh:
         ``slm``, ``llm`` (cloud only), ``public`` rows, ``moments``.
     """
@@ -63,6 +66,7 @@ class Setting:
     slm: MultimodalModel
     llm: MultimodalModel
     answer_ids: tuple[int, ...]
+    tokenizer: Tokenizer
     edge: dict[str, Any]
     cloud: dict[str, Any]
 
