@@ -77,6 +77,7 @@ def volume_contrastive_loss(
     mode: Mode = "exact",
     implementation: str | None = None,
     precision: jax.lax.PrecisionLike = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Half the row plus half the column cross-entropy of -V/temperature, diagonal positives.
 
@@ -96,6 +97,7 @@ def volume_contrastive_loss(
       implementation: one of `IMPLEMENTATIONS`, or None for the fastest that fits.
       precision: of the matrix products; None is the highest for float32 and float64. bfloat16
         inputs are multiplied as bfloat16 and summed in float32.
+      axis_name: for a batch spread over a mesh axis: see `sharded_volume_contrastive_loss`.
 
     Returns:
       Scalar in float32 or the widest input type, finite for finite inputs.
@@ -104,76 +106,6 @@ def volume_contrastive_loss(
       ValueError: shapes, types or option values that are wrong.
       NotImplementedError: the implementation asked for cannot run this; says why.
     """
-    return _loss(
-        anchors,
-        others,
-        mask,
-        temperature,
-        label_smoothing,
-        negatives_mask,
-        mode,
-        implementation,
-        precision,
-        axis_name=None,
-    )
-
-
-def sharded_volume_contrastive_loss(
-    anchors: ArrayLike,
-    others: ArrayLike,
-    mask: ArrayLike,
-    *,
-    axis_name: str,
-    temperature: ArrayLike = 0.07,
-    label_smoothing: float = 0.0,
-    negatives_mask: ArrayLike | None = None,
-    mode: Mode = "exact",
-    implementation: str | None = None,
-    precision: jax.lax.PrecisionLike = None,
-) -> jax.Array:
-    """`volume_contrastive_loss` of a batch whose rows are spread over mesh axis `axis_name`.
-
-    Call it inside `jax.shard_map` (with its default `check_vma=True`, on which the gradient of a
-    replicated loss relies). Every device gathers all anchors and keeps its own others.
-
-    Args:
-      anchors: [b, d], others: [b, k, d], mask: [b, k]: this device's rows, b the same everywhere.
-      axis_name: the mesh axis the batch is split over.
-      negatives_mask: [B, b] bool, this device's columns of the [B, B] mask.
-      Others as in `volume_contrastive_loss`.
-
-    Returns:
-      Scalar, the loss of the whole batch, equal on all devices.
-
-    Raises:
-      ValueError, NotImplementedError: as `volume_contrastive_loss`.
-    """
-    return _loss(
-        anchors,
-        others,
-        mask,
-        temperature,
-        label_smoothing,
-        negatives_mask,
-        mode,
-        implementation,
-        precision,
-        axis_name=axis_name,
-    )
-
-
-def _loss(
-    anchors: ArrayLike,
-    others: ArrayLike,
-    mask: ArrayLike,
-    temperature: ArrayLike,
-    label_smoothing: float,
-    negatives_mask: ArrayLike | None,
-    mode: str,
-    implementation: str | None,
-    precision: jax.lax.PrecisionLike,
-    axis_name: str | None,
-) -> jax.Array:
     if mode not in ("exact", "gram_parity"):
         raise ValueError(f"mode must be 'exact' or 'gram_parity', got {mode!r}")
     if not 0 <= label_smoothing < 1:
@@ -210,6 +142,30 @@ def _loss(
     problem = dispatch.Problem(u, v, k, d, settings, a.dtype.itemsize, negatives is not None)
     solver = dispatch.choose(implementation, problem)
     return solve.solve(solver, settings, a, m, present, tau, negatives)
+
+
+def sharded_volume_contrastive_loss(
+    anchors: ArrayLike, others: ArrayLike, mask: ArrayLike, *, axis_name: str, **options: Any
+) -> jax.Array:
+    """`volume_contrastive_loss` of a batch whose rows are spread over mesh axis `axis_name`.
+
+    Call it inside `jax.shard_map` (with its default `check_vma=True`, on which the gradient of a
+    replicated loss relies). Every device gathers all anchors and keeps its own others.
+
+    Args:
+      anchors: [b, d], others: [b, k, d], mask: [b, k]: this device's rows, b the same everywhere.
+      axis_name: the mesh axis the batch is split over.
+      options: those of `volume_contrastive_loss`; a negatives_mask is bool [B, b], this device's
+        columns of the [B, B] mask.
+
+    Returns:
+      Scalar, the loss of the whole batch, equal on all devices.
+
+    Raises:
+      ValueError, NotImplementedError: as `volume_contrastive_loss`. The Pallas kernels do not run
+        inside a shard_map; None chooses among those that do.
+    """
+    return volume_contrastive_loss(anchors, others, mask, axis_name=axis_name, **options)
 
 
 def _precision(precision: jax.lax.PrecisionLike, operand: Any) -> jax.lax.Precision:

@@ -5,13 +5,15 @@ kernel has been measured faster than XLA, and with which tiles. A device without
 XLA: a kernel nobody has timed on a device is not its default.
 """
 
-from typing import NamedTuple
+import logging
+from typing import Any, NamedTuple
 
 import jax
 
 from mlecs_jax.kernels.gram_volume import pairs, pallas_gpu, pallas_tpu, xla, xla_tiled
 from mlecs_jax.kernels.gram_volume.tuning import TUNED
 
+LOG = logging.getLogger(__name__)
 IMPLEMENTATIONS: tuple[str, ...] = (
     "reference",
     "xla",
@@ -20,6 +22,10 @@ IMPLEMENTATIONS: tuple[str, ...] = (
     "pallas_gpu",
     "pallas_tpu",
 )
+PALLAS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "pallas_gpu": (pallas_gpu, ("gpu", "cuda")),
+    "pallas_tpu": (pallas_tpu, ("tpu",)),
+}
 # The dense version keeps k + 2 arrays of [B, B]; beyond this it gives way to tiles.
 DENSE_BYTES = 256 * 2**20
 
@@ -41,20 +47,32 @@ class Unsupported(NotImplementedError):
 
 
 def _xla_tile() -> tuple[int, int]:
-    """A CPU wants a tile that stays in its caches, an accelerator one that fills it."""
-    return (512, 512) if jax.default_backend() == "cpu" else (2048, 2048)
+    """A CPU wants long strips that stay in its caches, an accelerator a tile that fills it."""
+    return (1024, 256) if jax.default_backend() == "cpu" else (2048, 2048)
+
+
+def _unsupported(name: str, p: Problem) -> str | None:
+    """Why a Pallas kernel cannot take a problem, or None."""
+    module, platforms = PALLAS[name]
+    if p.has_negatives:
+        return "negatives_mask is not supported"
+    if p.itemsize != 4:
+        return "it sums in float32, and an input is wider"
+    if p.settings.axis_name is not None:
+        return "it has not been made to run inside shard_map"
+    if module.default_tile(p.k, p.d) is None:
+        return f"k = {p.k} vectors of width {p.d} do not fit in on-chip memory"
+    backend = jax.default_backend()
+    if backend not in platforms:
+        return f"it runs on {platforms[0]}, and the default device is a {backend}"
+    return None
 
 
 def _pallas(name: str, p: Problem) -> pairs.Solver:
-    module, platforms = (
-        (pallas_gpu, ("gpu", "cuda")) if name == "pallas_gpu" else (pallas_tpu, ("tpu",))
-    )
-    reason = module.unsupported(p.k, p.d, p.settings, p.has_negatives, p.itemsize)
-    backend = jax.default_backend()
-    if reason is None and backend not in platforms:
-        reason = f"it runs on {platforms[0]}, and the default device is a {backend}"
+    reason = _unsupported(name, p)
     if reason is not None:
         raise Unsupported(reason)
+    module, _ = PALLAS[name]
     entry = TUNED.get(jax.devices()[0].device_kind)
     tile = entry["tile"] if entry and entry.get("implementation") == name else None
     assert tile is None or isinstance(tile, list)
@@ -69,7 +87,7 @@ def _one(name: str, p: Problem) -> pairs.Solver:
     if name == "xla":
         fits = (p.k + 2) * p.u * p.v * p.itemsize <= DENSE_BYTES
         return _one("xla_dense" if fits else "xla_tiled", p)
-    if name in ("pallas_gpu", "pallas_tpu"):
+    if name in PALLAS:
         return _pallas(name, p)
     raise ValueError(f"implementation must be one of {IMPLEMENTATIONS} or None, got {name!r}")
 
@@ -91,7 +109,10 @@ def choose(implementation: str | None, p: Problem) -> pairs.Solver:
     for name in candidates:
         assert name is not None
         try:
-            return _one(name, p)
+            solver = _one(name, p)
+            if tried:
+                LOG.info("volume loss by %s, not by %s", solver.name, "; ".join(tried))
+            return solver
         except Unsupported as error:
             tried.append(f"{name}: {error}")
     raise NotImplementedError("no implementation of the volume loss fits; " + "; ".join(tried))

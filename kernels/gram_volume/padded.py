@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, floors
+from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, Weights, floors
 
 
 class Padded(NamedTuple):
@@ -27,6 +27,11 @@ def pad(x: jax.Array, size: int, axis: int, fill: float = 0.0) -> jax.Array:
 
 def round_up(size: int, step: int) -> int:
     return -(-size // step) * step
+
+
+def pad_sides(w: Weights, u: int, v: int) -> list[jax.Array]:
+    """[U] and [V] numbers of `Weights`, rows' then columns', grown to u and v."""
+    return [pad(x, u, 0) for x in w.row] + [pad(x, v, 0) for x in w.column]
 
 
 def padded(settings: Settings, p: Pairs, u: int, v: int, d: int) -> Padded:

@@ -27,26 +27,39 @@ class Pairs(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Sums over the counted off-diagonal pairs; a row without any has lse = floor(dtype)."""
+    """Sums over the counted off-diagonal pairs, of exp(x - top) and of x.
 
-    row_lse: jax.Array  # [U]
-    column_lse: jax.Array  # [V]
-    row_sum: jax.Array | None  # [U] sum of x, where label smoothing asks for it
+    The largest logit stays apart from the sum: their logarithm's rounding, tiny beside the loss,
+    would be the same for a whole row and so the gradient's largest error. A row without any pair
+    has top = floor(dtype) and any finite total.
+    """
+
+    row_top: jax.Array  # [U]
+    row_total: jax.Array  # [U]
+    column_top: jax.Array  # [V]
+    column_total: jax.Array  # [V]
+    row_sum: jax.Array | None  # [U], where label smoothing asks for it
     column_sum: jax.Array | None  # [V]
+
+
+class Side(NamedTuple):
+    """One softmax's numbers: exp(x - top) factor - smooth is what a pair owes it."""
+
+    top: jax.Array  # largest logit of the row or column, the positive included
+    factor: jax.Array  # 1 / sum of exp(x - top)
+    smooth: jax.Array  # label smoothing / counted pairs
 
 
 class Weights(NamedTuple):
     """What turns a pair into its share of the gradient.
 
-    G_uv = scale * (exp(x - row_lse_u) - row_smooth_u + exp(x - column_lse_v) - column_smooth_v)
-    is dL/dx_uv. In the mode `gram_parity` the anchors see its row half, the others its column half.
+    G_uv = row half + column half, see `half`, is dL/dx_uv but for the factor cotangent / 2B,
+    which `loss` applies. In the mode `gram_parity` the anchors see the row half, the others the
+    column half.
     """
 
-    scale: jax.Array  # scalar: cotangent of the loss / 2B
-    row_lse: jax.Array  # [U], positives included
-    column_lse: jax.Array  # [V], positives included
-    row_smooth: jax.Array  # [U] label smoothing / counted pairs of the row
-    column_smooth: jax.Array  # [V]
+    row: Side  # of [U]
+    column: Side  # of [V]
 
 
 class Gradients(NamedTuple):
@@ -85,9 +98,16 @@ def floor(dtype: Any) -> float:
     return -float(jnp.finfo(dtype).max) / 4
 
 
-def share(x: jax.Array, lse: jax.Array) -> jax.Array:
-    """exp(x - lse), a probability: rounding of huge logits must not make it more than 1."""
-    return jnp.exp(jnp.minimum(x - lse, 0))
+def half(x: jax.Array, valid: jax.Array, side: Side) -> jax.Array:
+    """One softmax's half of G, `side` broadcast to x; a probability is never more than 1."""
+    p = jnp.exp(jnp.minimum(x - side.top, 0)) * side.factor
+    return jnp.where(valid, p - side.smooth, 0)
+
+
+def merge(top: jax.Array, total: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums of exp(x - top) taken in parts, [parts, X] each, as one: [X] each."""
+    most = top.max(0)
+    return most, (total * jnp.exp(top - most)).sum(0)
 
 
 def matmul(
@@ -125,12 +145,12 @@ def _combine_rows(stats: Statistics, axis_name: str | None) -> Statistics:
     """Row sums over all shards: every shard holds all anchors and its own others."""
     if axis_name is None:
         return stats
-    top = jax.lax.pmax(stats.row_lse, axis_name)
-    total = jax.lax.psum(jnp.exp(stats.row_lse - top), axis_name)
+    top = jax.lax.pmax(stats.row_top, axis_name)
+    total = jax.lax.psum(stats.row_total * jnp.exp(stats.row_top - top), axis_name)
     row_sum = stats.row_sum
     if row_sum is not None:
         row_sum = jax.lax.psum(row_sum, axis_name)
-    return stats._replace(row_lse=top + jnp.log(total), row_sum=row_sum)
+    return stats._replace(row_top=top, row_total=total, row_sum=row_sum)
 
 
 def _counts(settings: Settings, p: Pairs) -> tuple[jax.Array, jax.Array]:
@@ -146,91 +166,81 @@ def _counts(settings: Settings, p: Pairs) -> tuple[jax.Array, jax.Array]:
     return rows, counted.sum(0, dtype=dtype)
 
 
+class Inputs(NamedTuple):
+    """What `loss` is a function of."""
+
+    a: jax.Array  # [U, d] anchors of all shards
+    q: jax.Array  # [k, V, d] directions of this shard's others
+    # Others' volume over temperature [V], and the logits of the matched pairs [V], for either
+    # direction: equal in value, and two so that `gram_parity` can stop the gradient of one.
+    row_t: jax.Array
+    column_t: jax.Array
+    row_positive: jax.Array
+    column_positive: jax.Array
+    offset: jax.Array  # as in `Pairs`
+    negatives: jax.Array | None
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def loss(
-    solver: Solver,
-    settings: Settings,
-    a: jax.Array,
-    q: jax.Array,
-    row_t: jax.Array,
-    column_t: jax.Array,
-    row_positive: jax.Array,
-    column_positive: jax.Array,
-    offset: jax.Array,
-    negatives: jax.Array | None,
-) -> jax.Array:
-    """Mean over B of half the row and half the column cross-entropy.
-
-    Args:
-      a, q, offset, negatives: see `Pairs`; a holds the anchors of all shards.
-      row_t, column_t [V]: others' volume over temperature, for either direction. Equal in value;
-        two arguments so that `gram_parity` can stop the gradient of one.
-      row_positive, column_positive [V]: logits of the matched pairs, likewise.
-
-    Returns:
-      Scalar, equal on all shards.
-    """
-    return _loss_fwd(
-        solver, settings, a, q, row_t, column_t, row_positive, column_positive, offset, negatives
-    )[0]
+def loss(solver: Solver, settings: Settings, inputs: Inputs) -> jax.Array:
+    """Mean over B of half the row and half the column cross-entropy: a scalar, equal everywhere."""
+    return _loss_fwd(solver, settings, inputs)[0]
 
 
-def _loss_fwd(
-    solver: Solver,
-    settings: Settings,
-    a: jax.Array,
-    q: jax.Array,
-    row_t: jax.Array,
-    column_t: jax.Array,
-    row_positive: jax.Array,
-    column_positive: jax.Array,
-    offset: jax.Array,
-    negatives: jax.Array | None,
-) -> tuple[jax.Array, Any]:
-    del row_t, row_positive  # equal to the column ones
-    axis, v = settings.axis_name, column_t.shape[0]
-    p = Pairs(a, q, column_t, offset, negatives)
+def _loss_fwd(solver: Solver, settings: Settings, inputs: Inputs) -> tuple[jax.Array, Any]:
+    axis, offset, positive = settings.axis_name, inputs.offset, inputs.column_positive
+    p = Pairs(inputs.a, inputs.q, inputs.column_t, offset, inputs.negatives)
     stats, saved = solver.statistics(settings, p)
     stats = _combine_rows(stats, axis)
-    positive = column_positive
     everyone = positive if axis is None else jax.lax.all_gather(positive, axis, tiled=True)
-    row_lse = jnp.logaddexp(stats.row_lse, everyone)
-    column_lse = jnp.logaddexp(stats.column_lse, positive)
-    row_count, column_count = _counts(settings, p)
 
+    def with_positive(top: jax.Array, total: jax.Array, own: jax.Array) -> tuple[jax.Array, ...]:
+        return merge(jnp.stack([top, own]), jnp.stack([total, jnp.ones_like(own)]))
+
+    row_top, row_total = with_positive(stats.row_top, stats.row_total, everyone)
+    column_top, column_total = with_positive(stats.column_top, stats.column_total, positive)
+    row_count, column_count = _counts(settings, p)
     smoothing = settings.label_smoothing
-    own_row_lse = jax.lax.dynamic_slice(row_lse, (offset,), (v,))
-    value = own_row_lse + column_lse - 2 * (1 - smoothing) * positive
-    row_smooth, column_smooth = smoothing / row_count, smoothing / column_count
+    row = Side(row_top, 1 / row_total, smoothing / row_count)
+    column = Side(column_top, 1 / column_total, smoothing / column_count)
+
+    def mine(x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(x, (offset,), positive.shape)
+
+    value = mine(row_top) - positive + jnp.log(mine(row_total))
+    value += column_top - positive + jnp.log(column_total)
     if settings.smooth:
         assert stats.row_sum is not None and stats.column_sum is not None
-        own = jax.lax.dynamic_slice(stats.row_sum * row_smooth, (offset,), (v,))
-        own_smooth = jax.lax.dynamic_slice(row_smooth, (offset,), (v,))
-        value -= own + own_smooth * positive
-        value -= (stats.column_sum + positive) * column_smooth
-    total = value.sum() / (2 * a.shape[0])
+        value += 2 * smoothing * positive
+        value -= mine(stats.row_sum * row.smooth) + mine(row.smooth) * positive
+        value -= (stats.column_sum + positive) * column.smooth
+    total = value.sum() / (2 * p.a.shape[0])
     if axis is not None:
         total = jax.lax.psum(total, axis)
-    kept = (p, saved, row_lse, column_lse, row_smooth, column_smooth, positive)
-    return total, kept
+    return total, (p, saved, Weights(row, column), positive)
 
 
-def _loss_bwd(solver: Solver, settings: Settings, kept: Any, ct: jax.Array) -> tuple[Any, ...]:
-    p, saved, row_lse, column_lse, row_smooth, column_smooth, positive = kept
+def _loss_bwd(solver: Solver, settings: Settings, kept: Any, ct: jax.Array) -> tuple[Inputs]:
+    p, saved, weights, positive = kept
     scale = ct / (2 * p.a.shape[0])
-    v = positive.shape[0]
-    weights = Weights(scale, row_lse, column_lse, row_smooth, column_smooth)
     g = solver.gradients(settings, p, saved, weights)
+    own = jax.tree.map(
+        lambda x: jax.lax.dynamic_slice(x, (p.offset,), positive.shape), weights.row
+    )
     target = 1 - settings.label_smoothing
-
-    def of_positive(lse: jax.Array, smooth: jax.Array) -> jax.Array:
-        return scale * (share(positive, lse) - target - smooth)
-
-    own_lse = jax.lax.dynamic_slice(row_lse, (p.offset,), (v,))
-    own_smooth = jax.lax.dynamic_slice(row_smooth, (p.offset,), (v,))
-    row_positive = of_positive(own_lse, own_smooth)
-    column_positive = of_positive(column_lse, column_smooth)
-    return g.a, g.q, g.row_t, g.column_t, row_positive, column_positive, None, None
+    everywhere = jnp.ones_like(positive, bool)
+    return (
+        Inputs(
+            a=scale * g.a,
+            q=scale * g.q,
+            row_t=scale * g.row_t,
+            column_t=scale * g.column_t,
+            row_positive=scale * (half(positive, everywhere, own) - target),
+            column_positive=scale * (half(positive, everywhere, weights.column) - target),
+            offset=None,  # pyright: ignore[reportArgumentType]  (an integer has no cotangent)
+            negatives=None,
+        ),
+    )
 
 
 loss.defvjp(_loss_fwd, _loss_bwd)

@@ -15,37 +15,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mlecs_jax.kernels.gram_volume.padded import Padded, pad, padded, round_up
-from mlecs_jax.kernels.gram_volume.pairs import (
-    Gradients,
-    Pairs,
-    Settings,
-    Solver,
-    Statistics,
-    Weights,
-    floor,
-    match_varying,
-    matmul,
-    share,
-)
+from mlecs_jax.kernels.gram_volume import pairs
+from mlecs_jax.kernels.gram_volume.padded import Padded, pad_sides, padded, round_up
+from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, match_varying, matmul
 
 DEPTH = 64  # how much of d a step of the inner product loads
 SEGMENTS = 4  # ways the tuples are shared out among programs in the forward pass
 SLAB_BYTES = 192 * 2**20  # of weighted products in flight in the backward pass
-
-
-def unsupported(
-    k: int, d: int, settings: Settings, has_negatives: bool, itemsize: int
-) -> str | None:
-    """Why the kernels cannot take a problem, or None."""
-    del k, d
-    if has_negatives:
-        return "negatives_mask is not supported"
-    if itemsize != 4:
-        return "it sums in float32, and an input is wider"
-    if settings.axis_name is not None:
-        return "it has not been made to run inside shard_map"
-    return None
 
 
 def default_tile(k: int, d: int) -> tuple[int, int]:
@@ -86,7 +62,7 @@ def _logits(
     row = first_row + jax.lax.broadcasted_iota(jnp.int32, rho.shape, 0)
     mine = jnp.broadcast_to(own[columns][None], rho.shape)
     valid = (row != mine) & (mine >= 0) & (row < bound)
-    return rho, jnp.where(valid, -t[columns][None] * rho, floor(rho.dtype)), valid
+    return rho, jnp.where(valid, -t[columns][None] * rho, pairs.floor(rho.dtype)), valid
 
 
 def _statistics_kernel(
@@ -97,7 +73,7 @@ def _statistics_kernel(
     tu, tv = tile
     block, segment = pl.program_id(0), pl.program_id(1)
     rows = pl.ds(block * tu, tu)
-    low = floor(jnp.dtype(jnp.float32))
+    low = pairs.floor(jnp.dtype(jnp.float32))
 
     def step(n: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         row_m, row_l, row_s = carry
@@ -128,8 +104,8 @@ def _statistics_kernel(
 
 def _weights_kernel(*refs: Any, bound: int, settings: Settings, tile: tuple[int, int]) -> None:
     """Weighted products of one tile, and its share of the sums along rows and columns."""
-    inputs, (row_lse, row_smooth, column_lse, column_smooth, first) = refs[:6], refs[6:11]
-    out_a, out_q, sums, row_t, column_t = refs[11:]
+    inputs, row_side, column_side, first = refs[:6], refs[6:9], refs[9:12], refs[12]
+    out_a, out_q, sums, row_t, column_t = refs[13:]
     tu, tv = tile
     i, j = pl.program_id(0), pl.program_id(1)
     rows, columns = pl.ds(i * tu, tu), pl.ds(j * tv, tv)
@@ -139,9 +115,8 @@ def _weights_kernel(*refs: Any, bound: int, settings: Settings, tile: tuple[int,
     ]
     inside = functools.reduce(jnp.add, (x * x for x in c))
     rho, x, valid = _logits(inputs, inside, first[0] + i * tu, columns, bound, rows)
-    row = share(x, row_lse[rows][:, None]) - row_smooth[rows][:, None]
-    column = share(x, column_lse[columns][None]) - column_smooth[columns][None]
-    row, column = jnp.where(valid, row, 0.0), jnp.where(valid, column, 0.0)
+    row = pairs.half(x, valid, pairs.Side(*(y[rows][:, None] for y in row_side)))
+    column = pairs.half(x, valid, pairs.Side(*(y[columns][None] for y in column_side)))
     if settings.parity:
         row_t[i, columns] = -(row * rho).sum(0)
     else:
@@ -162,7 +137,7 @@ def _compiler_params(tile: tuple[int, int]) -> plgpu.CompilerParams:
 
 def _statistics(
     settings: Settings, p: Pairs, tile: tuple[int, int], interpret: Any
-) -> tuple[Statistics, Any]:
+) -> tuple[pairs.Statistics, Any]:
     k, v, d = p.q.shape
     bound = p.a.shape[0]
     (tu, tv), u_pad = tile, round_up(bound, tile[0])
@@ -183,12 +158,13 @@ def _statistics(
         interpret=interpret,
     )(*x)
 
-    def merge(top: jax.Array, total: jax.Array, size: int) -> jax.Array:
-        return jax.nn.logsumexp(top + jnp.log(total), axis=0)[:size]
-
-    return Statistics(
-        row_lse=merge(row_top, row_total, bound),
-        column_lse=merge(top, total, v),
+    row_top, row_total = pairs.merge(row_top, row_total)
+    top, total = pairs.merge(top, total)
+    return pairs.Statistics(
+        row_top=row_top[:bound],
+        row_total=row_total[:bound],
+        column_top=top[:v],
+        column_total=total[:v],
         row_sum=row_sum.sum(0)[:bound] if settings.smooth else None,
         column_sum=column_sum.sum(0)[:v] if settings.smooth else None,
     ), None
@@ -201,9 +177,8 @@ def _slab_rows(k: int, u: int, v: int, tu: int, settings: Settings) -> int:
 
 
 def _gradients(
-    settings: Settings, p: Pairs, saved: Any, w: Weights, tile: tuple[int, int], interpret: Any
-) -> Gradients:
-    del saved
+    settings: Settings, p: Pairs, w: pairs.Weights, tile: tuple[int, int], interpret: Any
+) -> pairs.Gradients:
     k, v, d = p.q.shape
     bound = p.a.shape[0]
     tu, tv = tile
@@ -211,8 +186,7 @@ def _gradients(
     slab = _slab_rows(k, bound, v_pad, tu, settings)
     u_pad = round_up(bound, slab)
     x: Padded = padded(settings, p, u_pad, v_pad, d_pad)
-    row_lse, row_smooth = pad(w.row_lse, u_pad, 0), pad(w.row_smooth, u_pad, 0)
-    columns = pad(w.column_lse, v_pad, 0), pad(w.column_smooth, v_pad, 0)
+    sides = pad_sides(w, u_pad, v_pad)
     flat_q = x.q.reshape(k * v_pad, d_pad)
     nu, nv = slab // tu, v_pad // tv
 
@@ -247,39 +221,34 @@ def _gradients(
             rows(x.square),
             rows(x.least),
             *x[3:],
-            rows(row_lse),
-            rows(row_smooth),
-            *columns,
+            *(rows(y) for y in sides[:3]),
+            *sides[3:],
             start[None],
         )
         wide = out_a.reshape(slab, k * v_pad)
-        own = a * sums.sum(0)[:, None] - _product(wide, flat_q, (1, 0), settings)
+        own = a * sums.sum(0)[:, None] - matmul(wide, flat_q, settings, (1, 0), jnp.float32)
         wide = out_q.reshape(slab, k * v_pad) if settings.parity else wide
         grad_a = jax.lax.dynamic_update_slice_in_dim(grad_a, own, start, 0)
-        grad_q -= _product(wide, a, (0, 0), settings)
+        grad_q -= matmul(wide, a, settings, (0, 0), jnp.float32)
         return grad_a, grad_q, row_t + own_row_t.sum(0), column_t + own_column_t.sum(0)
 
     zeros = jnp.zeros((v_pad,), jnp.float32)
     init = (jnp.zeros((u_pad, d_pad)), jnp.zeros((k * v_pad, d_pad)), zeros, zeros)
     init = tuple(match_varying(y.astype(jnp.float32), p.a, p.t) for y in init)
     grad_a, grad_q, row_t, column_t = jax.lax.fori_loop(0, u_pad // slab, step, init)
-    return Gradients(
-        w.scale * grad_a[:bound, :d],
-        w.scale * grad_q.reshape(k, v_pad, d_pad)[:, :v, :d],
-        w.scale * row_t[:v],
-        w.scale * column_t[:v],
+    return pairs.Gradients(
+        grad_a[:bound, :d],
+        grad_q.reshape(k, v_pad, d_pad)[:, :v, :d],
+        row_t[:v],
+        column_t[:v],
     )
 
 
-def _product(x: jax.Array, y: jax.Array, axes: tuple[int, int], settings: Settings) -> jax.Array:
-    return matmul(x, y, settings, axes, jnp.float32)
-
-
 @functools.lru_cache
-def solver(tile: tuple[int, int], interpret: Any = False) -> Solver:
+def solver(tile: tuple[int, int], interpret: Any = False) -> pairs.Solver:
     """The kernels with tiles of (anchors, tuples), powers of two of at least 16."""
-    return Solver(
+    return pairs.Solver(
         f"pallas_gpu{tile[0]}x{tile[1]}",
         lambda settings, p: _statistics(settings, p, tile, interpret),
-        lambda settings, p, saved, w: _gradients(settings, p, saved, w, tile, interpret),
+        lambda settings, p, saved, w: _gradients(settings, p, w, tile, interpret),
     )

@@ -14,32 +14,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mlecs_jax.kernels.gram_volume.padded import Padded, pad, padded, round_up
-from mlecs_jax.kernels.gram_volume.pairs import (
-    Gradients,
-    Pairs,
-    Settings,
-    Solver,
-    Statistics,
-    Weights,
-    floor,
-    share,
-)
+from mlecs_jax.kernels.gram_volume import pairs
+from mlecs_jax.kernels.gram_volume.padded import Padded, pad_sides, padded, round_up
+from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, matmul
 
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB a kernel may use by default on v5e
-
-
-def unsupported(
-    k: int, d: int, settings: Settings, has_negatives: bool, itemsize: int
-) -> str | None:
-    """Why the kernels cannot take a problem, or None."""
-    if has_negatives:
-        return "negatives_mask is not supported"
-    if itemsize != 4:
-        return "it sums in float32, and an input is wider"
-    if default_tile(k, d) is None:
-        return f"k = {k} vectors of width {d} do not fit in on-chip memory"
-    return None
 
 
 def default_tile(k: int, d: int) -> tuple[int, int] | None:
@@ -52,27 +31,17 @@ def default_tile(k: int, d: int) -> tuple[int, int] | None:
     return None
 
 
-def _dot(x: jax.Array, y: jax.Array, axes: tuple[int, int], settings: Settings) -> jax.Array:
-    return jax.lax.dot_general(
-        x.astype(settings.operand),
-        y.astype(settings.operand),
-        (((axes[0],), (axes[1],)), ((), ())),
-        precision=settings.precision,
-        preferred_element_type=jnp.float32,
-    )
-
-
 def _tile(
     refs: tuple[Any, ...], row_block: jax.Array, rows: int, settings: Settings
 ) -> tuple[list[jax.Array], jax.Array, jax.Array, jax.Array]:
     """c_i, rho, x and which pairs count, all [Tu, Tv]."""
     a, square, least, q, t, own = refs
-    c: list[jax.Array] = [_dot(a[...], q[i], (1, 1), settings) for i in range(q.shape[0])]
+    c = [matmul(a[...], q[i], settings, (1, 1), jnp.float32) for i in range(q.shape[0])]
     inside = square[...] - functools.reduce(jnp.add, (ci * ci for ci in c))
     rho = jnp.sqrt(jnp.maximum(inside, least[...]))
     row = row_block * a.shape[0] + jax.lax.broadcasted_iota(jnp.int32, rho.shape, 0)
     valid = (row != own[...]) & (own[...] >= 0) & (row < rows)
-    return c, rho, jnp.where(valid, -t[...] * rho, floor(rho.dtype)), valid
+    return c, rho, jnp.where(valid, -t[...] * rho, pairs.floor(rho.dtype)), valid
 
 
 def _online(top: jax.Array, total: jax.Array, x: jax.Array, axis: int) -> tuple[jax.Array, ...]:
@@ -87,13 +56,13 @@ def _statistics_kernel(*refs: Any, rows: int, settings: Settings) -> None:
 
     @pl.when((i == 0) & (j == 0))
     def _() -> None:
-        top[...] = jnp.full_like(top, floor(x.dtype))
+        top[...] = jnp.full_like(top, pairs.floor(x.dtype))
         total[...] = jnp.zeros_like(total)
         column_sum[...] = jnp.zeros_like(column_sum)
 
     @pl.when(j == 0)
     def _() -> None:
-        row_top[...] = jnp.full_like(row_top, floor(x.dtype))
+        row_top[...] = jnp.full_like(row_top, pairs.floor(x.dtype))
         row_total[...] = jnp.zeros_like(row_total)
         row_sum[...] = jnp.zeros_like(row_sum)
 
@@ -106,22 +75,21 @@ def _statistics_kernel(*refs: Any, rows: int, settings: Settings) -> None:
         column_sum[here] += plain.sum(0, keepdims=True)
 
 
-def _weights(refs: tuple[Any, ...], x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-    row_lse, row_smooth, column_lse, column_smooth = refs
-    row = share(x, row_lse[...]) - row_smooth[...]
-    column = share(x, column_lse[...]) - column_smooth[...]
-    return jnp.where(valid, row, 0), jnp.where(valid, column, 0)
+def _halves(refs: tuple[Any, ...], x: jax.Array, valid: jax.Array) -> list[jax.Array]:
+    """The row and the column half of G."""
+    sides = pairs.Side(*refs[:3]), pairs.Side(*refs[3:])
+    return [pairs.half(x, valid, jax.tree.map(lambda ref: ref[...], side)) for side in sides]
 
 
 def _grad_a_kernel(*refs: Any, rows: int, settings: Settings) -> None:
-    inputs, weights, grad = refs[:6], refs[6:10], refs[10]
+    inputs, sides, grad = refs[:6], refs[6:12], refs[12]
     a, q, t = inputs[0], inputs[3], inputs[4]
     c, rho, x, valid = _tile(inputs, pl.program_id(0), rows, settings)
-    row, column = _weights(weights, x, valid)
+    row, column = _halves(sides, x, valid)
     w = -(row if settings.parity else row + column) * t[...] / rho
     update = a[...].astype(jnp.float32) * w.sum(1, keepdims=True)
     for i, ci in enumerate(c):
-        update -= _dot(w * ci, q[i], (1, 0), settings)
+        update -= matmul(w * ci, q[i], settings, (1, 0))
 
     @pl.when(pl.program_id(1) == 0)
     def _() -> None:
@@ -131,7 +99,7 @@ def _grad_a_kernel(*refs: Any, rows: int, settings: Settings) -> None:
 
 
 def _grad_q_kernel(*refs: Any, rows: int, settings: Settings) -> None:
-    inputs, weights, (grad, row_t, column_t) = refs[:6], refs[6:10], refs[10:]
+    inputs, sides, (grad, row_t, column_t) = refs[:6], refs[6:12], refs[12:]
     a, t = inputs[0], inputs[4]
     c, rho, x, valid = _tile(inputs, pl.program_id(1), rows, settings)
 
@@ -141,7 +109,7 @@ def _grad_q_kernel(*refs: Any, rows: int, settings: Settings) -> None:
         row_t[...] = jnp.zeros_like(row_t)
         column_t[...] = jnp.zeros_like(column_t)
 
-    row, column = _weights(weights, x, valid)
+    row, column = _halves(sides, x, valid)
     if settings.parity:
         row_t[...] -= (row * rho).sum(0, keepdims=True)
     else:
@@ -149,7 +117,7 @@ def _grad_q_kernel(*refs: Any, rows: int, settings: Settings) -> None:
     column_t[...] -= (column * rho).sum(0, keepdims=True)
     w = -column * t[...] / rho
     for i, ci in enumerate(c):
-        grad[i] -= _dot(w * ci, a[...], (0, 0), settings)
+        grad[i] -= matmul(w * ci, a[...], settings, (0, 0))
 
 
 class _Call:
@@ -189,7 +157,7 @@ class _Call:
 
     def __call__(self, kernel: Any, extra: list[jax.Array], out: list[str], swap: bool) -> Any:
         kinds = ["a", "row", "row", "q", "column", "column"]
-        kinds += ["row", "row", "column", "column"] if extra else []
+        kinds += ["row"] * 3 + ["column"] * 3 if extra else []
         grid = (self.u // self.tu, self.v // self.tv)
         return pl.pallas_call(
             functools.partial(kernel, rows=self.rows, settings=self.settings),
@@ -204,44 +172,45 @@ class _Call:
 
 def _statistics(
     settings: Settings, p: Pairs, tile: tuple[int, int], interpret: Any
-) -> tuple[Statistics, Any]:
+) -> tuple[pairs.Statistics, Any]:
     call = _Call(settings, p, tile, interpret)
     out = ["row"] * 3 + ["columns"] * 3
     row_top, row_total, row_sum, top, total, column_sum = call(
         _statistics_kernel, [], out, swap=False
     )
     u, v = p.a.shape[0], p.t.shape[0]
-    return Statistics(
-        row_lse=(row_top + jnp.log(row_total))[:u, 0],
-        column_lse=(top + jnp.log(total))[0, :v],
+    return pairs.Statistics(
+        row_top=row_top[:u, 0],
+        row_total=row_total[:u, 0],
+        column_top=top[0, :v],
+        column_total=total[0, :v],
         row_sum=row_sum[:u, 0] if settings.smooth else None,
         column_sum=column_sum[0, :v] if settings.smooth else None,
     ), None
 
 
 def _gradients(
-    settings: Settings, p: Pairs, saved: Any, w: Weights, tile: tuple[int, int], interpret: Any
-) -> Gradients:
-    del saved
+    settings: Settings, p: Pairs, w: pairs.Weights, tile: tuple[int, int], interpret: Any
+) -> pairs.Gradients:
     call = _Call(settings, p, tile, interpret)
-    extra = [pad(x, call.u, 0)[:, None] for x in (w.row_lse, w.row_smooth)]
-    extra += [pad(x, call.v, 0)[None] for x in (w.column_lse, w.column_smooth)]
+    sides = pad_sides(w, call.u, call.v)
+    extra = [x[:, None] for x in sides[:3]] + [x[None] for x in sides[3:]]
     (grad_a,) = call(_grad_a_kernel, extra, ["a"], swap=False)
     grad_q, row_t, column_t = call(_grad_q_kernel, extra, ["q", "column", "column"], swap=True)
     u, v = p.a.shape[0], p.t.shape[0]
-    return Gradients(
-        w.scale * grad_a[:u],
-        w.scale * grad_q[:, :v],
-        w.scale * row_t[0, :v],
-        w.scale * column_t[0, :v],
+    return pairs.Gradients(
+        grad_a[:u],
+        grad_q[:, :v],
+        row_t[0, :v],
+        column_t[0, :v],
     )
 
 
 @functools.lru_cache
-def solver(tile: tuple[int, int], interpret: Any = False) -> Solver:
+def solver(tile: tuple[int, int], interpret: Any = False) -> pairs.Solver:
     """The kernels with tiles of (anchors, tuples), multiples of 16 and 128."""
-    return Solver(
+    return pairs.Solver(
         f"pallas_tpu{tile[0]}x{tile[1]}",
         lambda settings, p: _statistics(settings, p, tile, interpret),
-        lambda settings, p, saved, w: _gradients(settings, p, saved, w, tile, interpret),
+        lambda settings, p, saved, w: _gradients(settings, p, w, tile, interpret),
     )

@@ -29,15 +29,16 @@ def solve(
     column_positive = row_positive
     if settings.parity:
         column_positive = -column_t * schur.own_distance(stop(a), q)
+    own = pairs.Inputs(
+        a, q, row_t, column_t, row_positive, column_positive, jnp.int32(0), negatives
+    )
     # Inside a shard_map all must vary over the same axes, or the gradients would not.
-    a, q, row_t, column_t, row_positive, column_positive = (
-        pairs.match_varying(x, row_positive, column_positive)
-        for x in (a, q, row_t, column_t, row_positive, column_positive)
+    own = pairs.Inputs(
+        *(pairs.match_varying(x, row_positive, column_positive) for x in own[:-1]), negatives
     )
-    offset = pairs.match_varying(jnp.int32(0), row_positive)
     if settings.axis_name is not None:
-        offset = jax.lax.axis_index(settings.axis_name) * jnp.int32(a.shape[0])
-        a = jax.lax.all_gather(a, settings.axis_name, tiled=True)
-    return pairs.loss(
-        solver, settings, a, q, row_t, column_t, row_positive, column_positive, offset, negatives
-    )
+        own = own._replace(
+            offset=jax.lax.axis_index(settings.axis_name) * jnp.int32(a.shape[0]),
+            a=jax.lax.all_gather(own.a, settings.axis_name, tiled=True),
+        )
+    return pairs.loss(solver, settings, own)

@@ -9,18 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlecs_jax.kernels.gram_volume.pairs import (
-    Gradients,
-    Pairs,
-    Settings,
-    Solver,
-    Statistics,
-    Weights,
-    floor,
-    floors,
-    matmul,
-    share,
-)
+from mlecs_jax.kernels.gram_volume import pairs
+from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, matmul
 
 
 def counted(p: Pairs) -> jax.Array:
@@ -40,41 +30,33 @@ def products(settings: Settings, p: Pairs) -> jax.Array:
 
 def distances(p: Pairs, c: jax.Array) -> jax.Array:
     """rho [U, V], clamped where the difference of squares is rounding."""
-    square, least = floors(p.a)
+    square, least = pairs.floors(p.a)
     return jnp.sqrt(jnp.maximum(square[:, None] - jnp.sum(c * c, axis=1), least[:, None]))
 
 
-def _log_sum_exp(x: jax.Array, axis: int) -> jax.Array:
+def _sums(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     top = x.max(axis, keepdims=True)
-    return jnp.squeeze(top, axis) + jnp.log(jnp.exp(x - top).sum(axis))
+    return jnp.squeeze(top, axis), jnp.exp(x - top).sum(axis)
 
 
-def dense_statistics(settings: Settings, p: Pairs) -> tuple[Statistics, Any]:
+def dense_statistics(settings: Settings, p: Pairs) -> tuple[pairs.Statistics, Any]:
     c = products(settings, p)
     valid = counted(p)
-    x = jnp.where(valid, -p.t * distances(p, c), floor(p.a.dtype))
+    x = jnp.where(valid, -p.t * distances(p, c), pairs.floor(p.a.dtype))
     row_sum = column_sum = None
     if settings.smooth:
         plain = jnp.where(valid, x, 0)
         row_sum, column_sum = plain.sum(1), plain.sum(0)
-    return Statistics(_log_sum_exp(x, 1), _log_sum_exp(x, 0), row_sum, column_sum), c
+    return pairs.Statistics(*_sums(x, 1), *_sums(x, 0), row_sum, column_sum), c
 
 
-def pair_gradients(
-    settings: Settings, x: jax.Array, valid: jax.Array, w: Weights
-) -> tuple[jax.Array, jax.Array]:
-    """The row and the column half of G [U, V]."""
-    row = share(x, w.row_lse[:, None]) - w.row_smooth[:, None]
-    column = share(x, w.column_lse) - w.column_smooth
-    return jnp.where(valid, w.scale * row, 0), jnp.where(valid, w.scale * column, 0)
-
-
-def dense_gradients(settings: Settings, p: Pairs, saved: Any, w: Weights) -> Gradients:
+def dense_gradients(settings: Settings, p: Pairs, saved: Any, w: pairs.Weights) -> pairs.Gradients:
     c: jax.Array = saved
     k, v, d = p.q.shape
     rho = distances(p, c)
-    valid = counted(p)
-    row, column = pair_gradients(settings, -p.t * rho, valid, w)
+    valid, x = counted(p), -p.t * rho
+    row = pairs.half(x, valid, jax.tree.map(lambda y: y[:, None], w.row))
+    column = pairs.half(x, valid, w.column)
     if settings.parity:
         row_t, column_t = -(row * rho).sum(0), -(column * rho).sum(0)
     else:
@@ -88,7 +70,7 @@ def dense_gradients(settings: Settings, p: Pairs, saved: Any, w: Weights) -> Gra
     if settings.parity:
         weighted = (for_q[:, None] * c).reshape(-1, k * v)
     grad_q = -matmul(weighted, p.a, settings, (0, 0)).reshape(k, v, d)
-    return Gradients(grad_a, grad_q, row_t, column_t)
+    return pairs.Gradients(grad_a, grad_q, row_t, column_t)
 
 
-DENSE = Solver("xla_dense", dense_statistics, dense_gradients)
+DENSE = pairs.Solver("xla_dense", dense_statistics, dense_gradients)

@@ -12,19 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlecs_jax.kernels.gram_volume.pairs import (
-    Gradients,
-    Pairs,
-    Settings,
-    Solver,
-    Statistics,
-    Weights,
-    floor,
-    floors,
-    match_varying,
-    matmul,
-    share,
-)
+from mlecs_jax.kernels.gram_volume import pairs
+from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, match_varying, matmul
 
 
 class Blocks(NamedTuple):
@@ -56,7 +45,7 @@ def _cut(x: jax.Array, count: int, size: int, axis: int = 0, fill: float = 0.0) 
 def cut(p: Pairs, tile: tuple[int, int]) -> Blocks:
     k, v, d = p.q.shape
     (nu, tu), (nv, tv) = _split(p.a.shape[0], tile[0]), _split(v, tile[1])
-    square, least = floors(p.a)
+    square, least = pairs.floors(p.a)
     negatives = None
     if p.negatives is not None:
         rows = _cut(p.negatives, nu, tu)
@@ -89,7 +78,7 @@ def _tile(
         valid &= column < p.t.shape[0]
     if b.negatives is not None:
         valid &= b.negatives[i, j]
-    return c, rho, jnp.where(valid, -b.t[j] * rho, floor(p.a.dtype)), valid
+    return c, rho, jnp.where(valid, -b.t[j] * rho, pairs.floor(p.a.dtype)), valid
 
 
 def _online(top: jax.Array, total: jax.Array, x: jax.Array, axis: int) -> tuple[jax.Array, ...]:
@@ -104,10 +93,10 @@ def _loop(count: int, body: Callable[[jax.Array, Any], Any], init: Any) -> Any:
     return body(jnp.int32(0), init) if count == 1 else jax.lax.fori_loop(0, count, body, init)
 
 
-def tiled_statistics(settings: Settings, p: Pairs, tile: tuple[int, int]) -> tuple[Statistics, Any]:
+def tiled_statistics(settings: Settings, p: Pairs, tile: tuple[int, int]) -> pairs.Statistics:
     b = cut(p, tile)
     (nu, tu), (nv, tv) = b.a.shape[:2], b.t.shape
-    low, dtype = floor(p.a.dtype), p.a.dtype
+    low, dtype = pairs.floor(p.a.dtype), p.a.dtype
 
     def fresh(shape: tuple[int, ...], value: float) -> jax.Array:
         return match_varying(jnp.full(shape, value, dtype), p.a, p.t)
@@ -137,31 +126,30 @@ def tiled_statistics(settings: Settings, p: Pairs, tile: tuple[int, int]) -> tup
     u, v = p.a.shape[0], p.t.shape[0]
     row, column = (tuple(x.ravel() for x in xs) for xs in (rows, columns))
     smooth = settings.smooth
-    return Statistics(
-        row_lse=(row[0] + jnp.log(row[1]))[:u],
-        column_lse=(column[0] + jnp.log(column[1]))[:v],
+    return pairs.Statistics(
+        row_top=row[0][:u],
+        row_total=row[1][:u],
+        column_top=column[0][:v],
+        column_total=column[1][:v],
         row_sum=row[2][:u] if smooth else None,
         column_sum=column[2][:v] if smooth else None,
-    ), None
+    )
 
 
 def tiled_gradients(
-    settings: Settings, p: Pairs, saved: Any, w: Weights, tile: tuple[int, int]
-) -> Gradients:
-    del saved
+    settings: Settings, p: Pairs, w: pairs.Weights, tile: tuple[int, int]
+) -> pairs.Gradients:
     b = cut(p, tile)
     (nu, tu, d), (nv, tv) = b.a.shape, b.t.shape
     k = p.q.shape[0]
-    row_lse, row_smooth = _cut(w.row_lse, nu, tu), _cut(w.row_smooth, nu, tu)
-    column_lse, column_smooth = _cut(w.column_lse, nv, tv), _cut(w.column_smooth, nv, tv)
+    row_sides = jax.tree.map(lambda x: _cut(x, nu, tu), w.row)
+    column_sides = jax.tree.map(lambda x: _cut(x, nv, tv), w.column)
 
     def step(i: jax.Array, j: jax.Array, grad_a: jax.Array, rest: Any) -> tuple[jax.Array, Any]:
         grad_q, row_t, column_t = rest
         c, rho, x, valid = _tile(settings, p, b, i, j)
-        row = share(x, row_lse[i][:, None]) - row_smooth[i][:, None]
-        column = share(x, column_lse[j]) - column_smooth[j]
-        row = jnp.where(valid, w.scale * row, 0)
-        column = jnp.where(valid, w.scale * column, 0)
+        row = pairs.half(x, valid, jax.tree.map(lambda y: y[i][:, None], row_sides))
+        column = pairs.half(x, valid, jax.tree.map(lambda y: y[j], column_sides))
         if settings.parity:
             row_t = row_t.at[j].add(-(row * rho).sum(0))
         else:
@@ -188,16 +176,16 @@ def tiled_gradients(
     grad_a, (grad_q, row_t, column_t) = _loop(nu, one_row, init)
     u, v = p.a.shape[0], p.t.shape[0]
     grad_q = jnp.swapaxes(grad_q.reshape(nv, k, tv, d), 0, 1).reshape(k, nv * tv, d)[:, :v]
-    return Gradients(
+    return pairs.Gradients(
         grad_a.reshape(nu * tu, d)[:u], grad_q, row_t.ravel()[:v], column_t.ravel()[:v]
     )
 
 
 @functools.lru_cache
-def tiled(tile: tuple[int, int]) -> Solver:
+def tiled(tile: tuple[int, int]) -> pairs.Solver:
     """The solver for tiles of at most `tile` = (anchors, tuples)."""
-    return Solver(
+    return pairs.Solver(
         f"xla_tiled{tile[0]}x{tile[1]}",
-        lambda settings, p: tiled_statistics(settings, p, tile),
-        lambda settings, p, saved, w: tiled_gradients(settings, p, saved, w, tile),
+        lambda settings, p: (tiled_statistics(settings, p, tile), None),
+        lambda settings, p, saved, w: tiled_gradients(settings, p, w, tile),
     )

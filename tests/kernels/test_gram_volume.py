@@ -336,4 +336,4 @@ def test_large_batches_go_to_tiles(monkeypatch):
     )
     for batch in (20, 5):
         gram_volume.volume_contrastive_loss(a[:batch], m[:batch], mask[:batch])
-    assert [solver.name for solver in chosen] == ["xla_tiled512x512", "xla_dense"]
+    assert [solver.name for solver in chosen] == ["xla_tiled1024x256", "xla_dense"]
