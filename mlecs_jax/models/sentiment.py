@@ -39,6 +39,7 @@ class SentimentModel:
         absolute error of the batch.
       calibrate: ``(params, train) → params``, called on the training segments before
         evaluation; sets the population statistics of batch normalisation where there are any.
+      separate_learners: each top-level group of ``params`` is clipped and adapted on its own.
     """
 
     name: str
@@ -46,6 +47,7 @@ class SentimentModel:
     apply: Apply
     loss: LossFn
     calibrate: Callable[[Params, SentimentBatch], Params] = lambda params, train: params
+    separate_learners: bool = False
 
 
 def absolute_error(apply: Apply) -> LossFn:
