@@ -1,0 +1,198 @@
+"""Configuration of Mega-CE²: plain values become frozen, checked dataclasses.
+
+As in :mod:`mlecs_jax.config`, fields carry no defaults: the config files are the one place where a
+value stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from mlecs_jax.config import ClientsConfig, TopologyConfig, typed
+from mlecs_jax.errors import UserError
+from mlecs_jax.mega import links
+from mlecs_jax.models import crossmodal
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """What the cloud does.
+
+    Attributes:
+      name: ``mega_ce2``; other names are centralised models (see the artefacts).
+      mode: ``async``: every arrival makes a version (Eq. 4); ``sync``: a barrier every round.
+      staleness_exponent: a of the discount (1 + τ)^(−a); 0 is Eq. 4 as printed.
+    """
+
+    name: str
+    mode: Literal["async", "sync"]
+    staleness_exponent: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """See :mod:`mlecs_jax.data.sentiment_sources`; ``window`` 0 is the dataset's own."""
+
+    name: Literal["mosi", "mosei"]
+    source: Literal["auto", "real", "simulated"]
+    form: str
+    split: Literal["segment", "video", "canonical"]
+    window: int
+    simulated_seed: int
+    simulated_segments: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionConfig:
+    """Edges, ends of each, and how unequal their sentiments are."""
+
+    edges: int
+    ends: int
+    alpha: float
+    minimum: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A preset of :mod:`mlecs_jax.models.crossmodal` and the ablations on it."""
+
+    preset: str
+    modalities: str
+    targets: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Local training.
+
+    Attributes:
+      rounds: synchronous rounds; an asynchronous run is given their simulated time.
+      local_epochs: passes of an end over its data before it reports.
+      learning_rate, final_rate_fraction: linear in simulated time.
+    """
+
+    rounds: int
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    final_rate_fraction: float
+    clip: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """Personalisation of each edge after the last version."""
+
+    share: bool
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ClockConfig:
+    """Simulated time.
+
+    Attributes:
+      step_seconds: of one training step of one end at speed 1.
+      speeds: of the edges, e.g. ``'1,1,0.25'``; repeated if there are more edges.
+      links: a preset of :mod:`mlecs_jax.mega.links`.
+      jitter: standard deviation of the logarithm of training times.
+      seed: of the jitter.
+    """
+
+    step_seconds: float
+    speeds: str
+    links: str
+    jitter: float
+    seed: int
+
+    def speed(self, edge: int) -> float:
+        """Speed of an edge, relative to ``step_seconds``."""
+        try:
+            speeds = [float(part) for part in self.speeds.split(",")]
+        except ValueError:
+            raise UserError(f"clock.speeds is '{self.speeds}'; give numbers with commas, e.g. "
+                            "1,1,0.25") from None
+        if not all(0 < speed < float("inf") for speed in speeds):
+            raise UserError(f"clock.speeds is '{self.speeds}'; give positive numbers")
+        return speeds[edge % len(speeds)]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """``every``: cloud versions between evaluations; the last one is always evaluated."""
+
+    every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MegaConfig:
+    """One experiment of Mega-CE², whole."""
+
+    seed: int
+    method: MethodConfig
+    data: DataConfig
+    partition: PartitionConfig
+    model: ModelConfig
+    train: TrainConfig
+    adapter: AdapterConfig
+    clock: ClockConfig
+    clients: ClientsConfig
+    topology: TopologyConfig
+    eval: EvalConfig
+
+    def model_config(self) -> crossmodal.CrossModalConfig:
+        """The model's shape.
+
+        Raises:
+          UserError: unknown names.
+        """
+        return crossmodal.preset(
+            self.model.preset, modalities=_names(self.model.modalities),
+            targets=_names(self.model.targets))
+
+
+def parse(values: Mapping[str, Any]) -> MegaConfig:
+    """Typed configuration of nested plain values.
+
+    Raises:
+      UserError: an unknown or missing key, a value of the wrong type or out of range.
+    """
+    config = typed(MegaConfig, values)
+    assert isinstance(config, MegaConfig)
+    positive = {
+        "data.simulated_segments": config.data.simulated_segments,
+        "partition.edges": config.partition.edges, "partition.ends": config.partition.ends,
+        "partition.alpha": config.partition.alpha, "partition.minimum": config.partition.minimum,
+        "train.rounds": config.train.rounds, "train.local_epochs": config.train.local_epochs,
+        "train.batch_size": config.train.batch_size, "train.clip": config.train.clip,
+        "train.learning_rate": config.train.learning_rate,
+        "adapter.batch_size": config.adapter.batch_size,
+        "adapter.learning_rate": config.adapter.learning_rate,
+        "clock.step_seconds": config.clock.step_seconds, "eval.every": config.eval.every,
+        "clients.chunk": config.clients.chunk}
+    not_negative = {
+        "seed": config.seed, "partition.seed": config.partition.seed,
+        "clock.seed": config.clock.seed, "clock.jitter": config.clock.jitter,
+        "data.simulated_seed": config.data.simulated_seed, "data.window": config.data.window,
+        "adapter.epochs": config.adapter.epochs,
+        "train.final_rate_fraction": config.train.final_rate_fraction,
+        "method.staleness_exponent": config.method.staleness_exponent}
+    for name, value in positive.items():
+        if not value > 0:
+            raise UserError(f"{name} is {value}; give a positive number")
+    for name, value in not_negative.items():
+        if not value >= 0:
+            raise UserError(f"{name} is {value}; give 0 or a positive number")
+    config.clock.speed(0)
+    links.preset(config.clock.links)
+    config.model_config()
+    return config
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
