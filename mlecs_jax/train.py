@@ -31,8 +31,8 @@ def per_learner(transform: optax.GradientTransformation) -> optax.GradientTransf
         return {name: transform.init(tree) for name, tree in params.items()}
 
     def update(updates, state, params=None):
-        del params
-        pairs = {name: transform.update(tree, state[name]) for name, tree in updates.items()}
+        pairs = {name: transform.update(tree, state[name], params and params[name])
+                 for name, tree in updates.items()}
         return ({name: pair[0] for name, pair in pairs.items()},
                 {name: pair[1] for name, pair in pairs.items()})
 
