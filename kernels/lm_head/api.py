@@ -4,7 +4,7 @@ The head's layout is [V, D], a row an outcome: that of a tied token embedding. F
 as [D, V] pass its transpose (under jit that costs nothing but the layout of the products).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,10 @@ from mlecs_jax.kernels.lm_head import cross_entropy as chunked
 from mlecs_jax.kernels.lm_head import kl, reference, vocabulary
 
 IMPLEMENTATIONS: tuple[str, ...] = ("reference", "xla")
-Pooling = Literal["full", "topk_rest", "adaptive_avg"]
-POOLINGS: tuple[str, ...] = ("full", "topk_rest", "adaptive_avg")
+Pooling = Literal["full", "topk_rest", "adaptive_avg", "sorted_topk"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+# Poolings that forget which outcome is which, so that the two vocabularies may differ.
+ANONYMOUS = ("adaptive_avg", "sorted_topk")
 
 
 def _check_implementation(implementation: str | None) -> bool:
@@ -82,7 +84,7 @@ def linear_cross_entropy(
         return reference.cross_entropy(h, w, b, y, ignore_index, label_smoothing, z_loss)
     size = vocabulary.chunk_size(h.shape[0], w.shape[0])
     options = chunked.Options(ignore_index, label_smoothing, z_loss, precision, size)
-    return chunked.cross_entropy(options, h, w, b, y)
+    return chunked.cross_entropy(options, vocabulary.Model(h, w, b), y)
 
 
 def linear_kl(
@@ -101,8 +103,8 @@ def linear_kl(
 ) -> jax.Array:
     """KL(teacher || student) of next-token distributions per token, without writing the logits.
 
-    The teacher is under stop_gradient. The two may differ in width, and with 'adaptive_avg' in
-    vocabulary. No factor temperature^2 is applied.
+    The teacher is under stop_gradient. The two may differ in width, and with 'adaptive_avg' and
+    'sorted_topk' in vocabulary. No factor temperature^2 is applied.
 
     Args:
       teacher_hidden: [N, Dt]; teacher_head: [Vt, Dt]; student_hidden: [N, Ds];
@@ -111,7 +113,8 @@ def linear_kl(
       pooling: what the distributions are over. 'full': the vocabulary. 'topk_rest': the
         teacher's k likeliest outcomes and one for all others. 'adaptive_avg': k bins, logits
         averaged over runs of neighbouring ids (id v of V falls in bin floor(v k / V)); since
-        pooling commutes with the head, the heads are pooled instead.
+        pooling commutes with the head, the heads are pooled instead. 'sorted_topk': the k largest
+        logits of each model in order, softmax over these alone.
       k: outcomes or bins of a pooled distribution.
       implementation: 'xla', 'reference' (logits written out), or None for 'xla'.
       precision: of the matrix products; None is JAX's default for the platform.
@@ -133,10 +136,10 @@ def linear_kl(
         raise ValueError(f"teacher has {th.shape[0]} tokens, student {sh.shape[0]}")
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {POOLINGS}, got {pooling!r}")
-    if pooling != "adaptive_avg" and tw.shape[0] != sw.shape[0]:
+    if pooling not in ANONYMOUS and tw.shape[0] != sw.shape[0]:
         raise ValueError(
             f"pooling={pooling!r} needs one vocabulary, got {tw.shape[0]} and {sw.shape[0]} "
-            "outcomes: slice the heads to the shared ids, or use 'adaptive_avg'"
+            f"outcomes: slice the heads to the shared ids, or use one of {ANONYMOUS}"
         )
     if pooling != "full" and not 1 <= k <= min(tw.shape[0], sw.shape[0]):
         raise ValueError(f"k must be in 1..{min(tw.shape[0], sw.shape[0])}, got {k}")
@@ -153,20 +156,25 @@ def linear_kl(
         return kl.topk_rest(options, student, kl.teacher_topk(options, teacher, k))
     if pooling == "adaptive_avg":
         teacher, student = _pooled(teacher, k), _pooled(student, k)
+    if pooling == "sorted_topk":
+        options = kl.Options(precision, max(k, vocabulary.chunk_size(n, max(v, tw.shape[0]))))
+        best, _, _ = kl.largest(options, teacher, k)
+        return kl.sorted_topk(options, student, jax.nn.log_softmax(best))
     options = kl.Options(precision, vocabulary.token_block(student.head.shape[0]))
     return kl.full(options, student, teacher)
 
 
 def _tempered(
     hidden: jax.Array, head: jax.Array, bias: jax.Array | None, temperature: float
-) -> kl.Model:
+) -> vocabulary.Model:
     """Logits divided by the temperature, by way of the small factors."""
     if temperature == 1:
-        return kl.Model(hidden, head, bias)
-    return kl.Model(hidden / temperature, head, None if bias is None else bias / temperature)
+        return vocabulary.Model(hidden, head, bias)
+    bias = None if bias is None else bias / temperature
+    return vocabulary.Model(hidden / temperature, head, bias)
 
 
-def _pooled(model: kl.Model, bins: int) -> kl.Model:
+def _pooled(model: vocabulary.Model, bins: int) -> vocabulary.Model:
     """Head and bias averaged over runs of neighbouring ids: [V, D] -> [bins, D]."""
     size = model.head.shape[0]
     which = jnp.arange(size) * bins // size
@@ -178,4 +186,4 @@ def _pooled(model: kl.Model, bins: int) -> kl.Model:
         return total / counts.reshape(-1, *[1] * (x.ndim - 1)).astype(wide.dtype)
 
     bias = None if model.bias is None else mean(model.bias)
-    return kl.Model(model.hidden, mean(model.head), bias)
+    return vocabulary.Model(model.hidden, mean(model.head), bias)

@@ -5,6 +5,7 @@ as many as with logits written out); that of the head needs a walk of its own, w
 where the head is frozen.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mlecs_jax.kernels.lm_head import vocabulary
+from mlecs_jax.kernels.lm_head.vocabulary import Model
 
 
 @dataclass(frozen=True)
@@ -22,28 +24,38 @@ class Options:
     z_loss: float
     precision: Any
     chunk: int
+    kernel: Callable[[Model, Any, bool], vocabulary.Sums] | None = None  # in place of the walk
 
 
-def _value(
-    options: Options,
-    hidden: jax.Array,
-    head: jax.Array,
-    bias: jax.Array | None,
-    labels: jax.Array,
-    with_gradient: bool,
-) -> tuple[jax.Array, Any]:
-    """The loss [N], and the gradient [N, D] of each token's loss and lse [N] if asked for."""
-    precision, smoothing = options.precision, options.label_smoothing
-    sums = vocabulary.no_sums(hidden, with_gradient)
+def _sums(
+    options: Options, model: Model, labels: jax.Array, with_rows: bool
+) -> tuple[vocabulary.Sums, jax.Array]:
+    """Sums over the vocabulary, and the logit [N] of each label."""
+    if options.kernel is not None:
+        sums = options.kernel(model, options.precision, with_rows)
+        rows = model.head[jnp.maximum(labels, 0)].astype(sums.top.dtype)
+        own = jnp.sum(model.hidden.astype(rows.dtype) * rows, axis=1)
+        if model.bias is not None:
+            own += model.bias[jnp.maximum(labels, 0)].astype(own.dtype)
+        return sums, own
 
     def step(chunk: vocabulary.Chunk, carry: Any) -> Any:
         sums, own = carry
-        x = vocabulary.logits(hidden, chunk, precision)
+        x = vocabulary.logits(model.hidden, chunk, options.precision)
         own = own + vocabulary.gather(x, labels[:, None], chunk)[:, 0]
-        return vocabulary.add(sums, x, chunk, precision), own
+        return vocabulary.add(sums, x, chunk, options.precision), own
 
-    init = (sums, jnp.zeros_like(sums.top))
-    sums, own = vocabulary.walk(head, bias, options.chunk, step, init)
+    sums = vocabulary.no_sums(model.hidden, with_rows)
+    return vocabulary.walk(model, options.chunk, step, (sums, jnp.zeros_like(sums.top)))
+
+
+def _value(
+    options: Options, model: Model, labels: jax.Array, with_gradient: bool
+) -> tuple[jax.Array, Any]:
+    """The loss [N], and the gradient [N, D] of each token's loss and lse [N] if asked for."""
+    hidden, head, bias = model
+    smoothing = options.label_smoothing
+    sums, own = _sums(options, model, labels, with_gradient)
     lse = sums.lse()
     value = lse - (1 - smoothing) * own + options.z_loss * lse**2
     mean_head = jnp.zeros((), lse.dtype)
@@ -62,75 +74,32 @@ def _value(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def cross_entropy(
-    options: Options,
-    hidden: jax.Array,
-    head: jax.Array,
-    bias: jax.Array | None,
-    labels: jax.Array,
-) -> jax.Array:
-    """hidden [N, D], head [V, D], bias [V] or None, labels [N] int -> loss [N]."""
-    return _value(options, hidden, head, bias, labels, with_gradient=False)[0]
+def cross_entropy(options: Options, model: Model, labels: jax.Array) -> jax.Array:
+    """Loss [N] of labels [N]."""
+    return _value(options, model, labels, with_gradient=False)[0]
 
 
-def _forward(
-    options: Options,
-    hidden: jax.Array,
-    head: jax.Array,
-    bias: jax.Array | None,
-    labels: jax.Array,
-) -> tuple[jax.Array, Any]:
-    value, (gradient, lse) = _value(options, hidden, head, bias, labels, with_gradient=True)
-    return value, (hidden, head, bias, labels, gradient, lse)
+def _forward(options: Options, model: Model, labels: jax.Array) -> tuple[jax.Array, Any]:
+    value, (gradient, lse) = _value(options, model, labels, with_gradient=True)
+    return value, (model, labels, gradient, lse)
 
 
-def _backward(options: Options, saved: Any, ct: jax.Array) -> tuple[Any, ...]:
-    hidden, head, bias, labels, gradient, lse = saved
+def _backward(options: Options, saved: Any, ct: jax.Array) -> tuple[Model, None]:
+    model, labels, gradient, lse = saved
     ct = jnp.where(labels == options.ignore_index, 0, ct)
-    grad_hidden = (ct[:, None] * gradient).astype(hidden.dtype)
-    grad_head, grad_bias = _head_gradient(options, hidden, head, bias, labels, lse, ct)
-    return grad_hidden, grad_head, grad_bias, None
-
-
-def _head_gradient(
-    options: Options,
-    hidden: jax.Array,
-    head: jax.Array,
-    bias: jax.Array | None,
-    labels: jax.Array,
-    lse: jax.Array,
-    ct: jax.Array,
-) -> tuple[jax.Array, jax.Array | None]:
-    """d head [V, D] and d bias [V]: logits once more, chunk by chunk."""
     smoothing, slope = options.label_smoothing, ct * (1 + 2 * options.z_loss * lse)
 
-    def step(chunk: vocabulary.Chunk, carry: Any) -> Any:
-        grad_head, grad_bias = carry
-        x = vocabulary.logits(hidden, chunk, options.precision)
+    def weights(chunk: vocabulary.Chunk, x: jax.Array) -> jax.Array:
         ids = chunk.start + jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-        grad = slope[:, None] * jnp.exp(x - lse[:, None])
-        target = jnp.where(ids == labels[:, None], 1 - smoothing, 0) + smoothing / head.shape[0]
-        grad -= ct[:, None] * target
-        rows = jax.lax.dot_general(
-            grad.astype(hidden.dtype),
-            hidden,
-            (((0,), (0,)), ((), ())),
-            precision=options.precision,
-            preferred_element_type=x.dtype,
-        ).astype(head.dtype)
-        grad_head = jax.lax.dynamic_update_slice_in_dim(grad_head, rows, chunk.start, 0)
-        if grad_bias is not None:
-            own = grad.sum(0).astype(grad_bias.dtype)
-            grad_bias = jax.lax.dynamic_update_slice_in_dim(grad_bias, own, chunk.start, 0)
-        return grad_head, grad_bias
+        target = jnp.where(ids == labels[:, None], 1 - smoothing, 0)
+        target += smoothing / model.head.shape[0]
+        return slope[:, None] * jnp.exp(x - lse[:, None]) - ct[:, None] * target
 
-    # Zeros taken from the data, so that they vary over the mesh axes the data vary over.
-    zero = jnp.zeros_like(ct, shape=())
-    init = (
-        jnp.zeros_like(head) + zero.astype(head.dtype),
-        None if bias is None else jnp.zeros_like(bias) + zero.astype(bias.dtype),
+    grad_head, grad_bias = vocabulary.head_gradient(
+        model, ct, options.chunk, options.precision, weights
     )
-    return vocabulary.walk(head, bias, options.chunk, step, init)
+    grad_hidden = (ct[:, None] * gradient).astype(model.hidden.dtype)
+    return Model(grad_hidden, grad_head, grad_bias), None
 
 
 cross_entropy.defvjp(_forward, _backward)

@@ -1,11 +1,10 @@
 """KL between two models' next-token distributions from their hidden states and heads.
 
-`topk_rest` walks the vocabulary like the cross-entropy; `full` needs both models' normalisers
-before a gradient weight exists, so it takes all outcomes of a block of tokens at a time instead
-and forms the gradient there: three products either way, as many as with logits written out.
+`topk_rest` and `sorted_topk` walk the vocabulary like the cross-entropy; `full` needs both models'
+normalisers before a gradient weight exists, so it takes all outcomes of a block of tokens at a time
+instead and forms the gradient there: three products, as many as with logits written out.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,12 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mlecs_jax.kernels.lm_head import reference, vocabulary
-
-
-class Model(NamedTuple):
-    hidden: jax.Array  # [N, D], already divided by the temperature
-    head: jax.Array  # [V, D]
-    bias: jax.Array | None  # [V], already divided by the temperature
+from mlecs_jax.kernels.lm_head.vocabulary import Model
 
 
 class TopK(NamedTuple):
@@ -36,25 +30,31 @@ class Options:
     chunk: int
 
 
-def teacher_topk(options: Options, teacher: Model, k: int) -> TopK:
-    """One walk: normaliser and the K largest logits; their mass apart from the rest's."""
-    sums = vocabulary.no_sums(teacher.hidden, with_rows=False)
+def largest(
+    options: Options, model: Model, k: int
+) -> tuple[jax.Array, jax.Array, vocabulary.Sums]:
+    """The k largest logits [N, k] in order, their ids, and the sums over all: one walk."""
+    sums = vocabulary.no_sums(model.hidden, with_rows=False)
     best = jnp.broadcast_to(sums.top[:, None], (sums.top.shape[0], k))
-    ids = jnp.zeros_like(best, jnp.int32)
 
     def step(chunk: vocabulary.Chunk, carry: Any) -> Any:
-        sums, best, ids = carry
-        x = vocabulary.logits(teacher.hidden, chunk, options.precision)
+        best, ids, sums = carry
+        x = vocabulary.logits(model.hidden, chunk, options.precision)
         # The chunk's own best first: one top-k over [K + size] would copy the chunk to join them.
         found, where = jax.lax.top_k(x, min(k, x.shape[1]))
         every = jnp.concatenate([best, found], axis=1)
         named = jnp.concatenate([ids, where.astype(jnp.int32) + chunk.start], axis=1)
         best, order = jax.lax.top_k(every, k)
         ids = jnp.take_along_axis(named, order, axis=1)
-        return vocabulary.add(sums, x, chunk, options.precision), best, ids
+        return best, ids, vocabulary.add(sums, x, chunk, options.precision)
 
-    init = (sums, best, ids)
-    sums, best, ids = vocabulary.walk(teacher.head, teacher.bias, options.chunk, step, init)
+    ids = jnp.zeros_like(best, jnp.int32)
+    return vocabulary.walk(model, options.chunk, step, (best, ids, sums))
+
+
+def teacher_topk(options: Options, teacher: Model, k: int) -> TopK:
+    """The K largest logits, and their mass apart from the rest's."""
+    best, ids, sums = largest(options, teacher, k)
     lse = sums.lse()
     log_p = best - lse[:, None]
     # Where K is the whole vocabulary there is no rest, not even rounding's.
@@ -82,7 +82,7 @@ def _student(
         return vocabulary.add(sums, rest, chunk, options.precision), kept
 
     init = (vocabulary.no_sums(student.hidden, with_gradient), jnp.zeros_like(topk.log_p))
-    sums, kept = vocabulary.walk(student.head, student.bias, options.chunk, step, init)
+    sums, kept = vocabulary.walk(student, options.chunk, step, init)
     lse_rest = sums.lse()
     lse = jnp.logaddexp(lse_rest, jax.nn.logsumexp(kept, axis=1))
     p, rest = jnp.exp(topk.log_p), jnp.exp(topk.log_rest)
@@ -93,18 +93,10 @@ def _student(
         return value, None
     of_rest = jnp.exp(lse_rest - lse) - rest
     of_kept = jnp.exp(kept - lse[:, None]) - p
-    gradient = of_rest[:, None] * sums.mean_row() + _rows(student.head, topk.ids, of_kept)
+    gradient = of_rest[:, None] * sums.mean_row() + vocabulary.rows_at(
+        student.head, topk.ids, of_kept
+    )
     return value, (gradient, lse_rest, of_rest, of_kept)
-
-
-def _rows(head: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
-    """sum_j weights[n, j] head[ids[n, j]], a block of tokens at a time: [N, D]."""
-
-    def block(args: tuple[jax.Array, jax.Array]) -> jax.Array:
-        own, w = args
-        return jnp.einsum("k,kd->d", w, head[own].astype(w.dtype), precision="highest")
-
-    return jax.lax.map(block, (ids, weights), batch_size=min(64, ids.shape[0]))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -128,7 +120,9 @@ def _topk_backward(options: Options, saved: Any, ct: jax.Array) -> tuple[Any, No
         grad = of_rest[:, None] * jnp.exp(x - lse_rest[:, None])
         return ct[:, None] * grad.at[token, local].set(of_kept, mode="drop")
 
-    grad_head, grad_bias = _head_gradient(options, student, ct, weights)
+    grad_head, grad_bias = vocabulary.head_gradient(
+        student, ct, options.chunk, options.precision, weights
+    )
     grad_hidden = (ct[:, None] * gradient).astype(student.hidden.dtype)
     return Model(grad_hidden, grad_head, grad_bias), None
 
@@ -136,33 +130,46 @@ def _topk_backward(options: Options, saved: Any, ct: jax.Array) -> tuple[Any, No
 topk_rest.defvjp(_topk_forward, _topk_backward)
 
 
-def _head_gradient(
-    options: Options,
-    student: Model,
-    ct: jax.Array,
-    weights: Callable[[vocabulary.Chunk, jax.Array], jax.Array],
-) -> tuple[jax.Array, jax.Array | None]:
-    """d head and d bias from d logits, a chunk at a time; jit drops it where nobody asks."""
-    hidden, head, bias = student
+# --- sorted_topk ------------------------------------------------------------------------------
 
-    def step(chunk: vocabulary.Chunk, carry: Any) -> Any:
-        grad_head, grad_bias = carry
-        grad = weights(chunk, vocabulary.logits(hidden, chunk, options.precision))
-        rows = jnp.dot(grad.T, hidden.astype(grad.dtype), precision=options.precision)
-        grad_head = jax.lax.dynamic_update_slice_in_dim(
-            grad_head, rows.astype(head.dtype), chunk.start, 0
-        )
-        if grad_bias is not None:
-            own = grad.sum(0).astype(grad_bias.dtype)
-            grad_bias = jax.lax.dynamic_update_slice_in_dim(grad_bias, own, chunk.start, 0)
-        return grad_head, grad_bias
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def sorted_topk(options: Options, student: Model, teacher_log_p: jax.Array) -> jax.Array:
+    """KL of the softmax over the student's K largest logits from the teacher's [N, K]: [N]."""
+    return _sorted_forward(options, student, teacher_log_p)[0]
+
+
+def _sorted_forward(
+    options: Options, student: Model, teacher_log_p: jax.Array
+) -> tuple[jax.Array, Any]:
+    best, ids, _ = largest(options, student, teacher_log_p.shape[1])
+    log_q = jax.nn.log_softmax(best)
+    slope = jnp.exp(log_q) - jnp.exp(teacher_log_p)
+    return reference.kl(teacher_log_p, log_q), (student, ids, slope)
+
+
+def _sorted_backward(options: Options, saved: Any, ct: jax.Array) -> tuple[Model, None]:
+    """Only K rows of the head a token matter: they are gathered, and scattered to."""
+    del options
+    (hidden, head, bias), ids, slope = saved
+    slope = ct[:, None] * slope
+    grad_hidden = vocabulary.rows_at(head, ids, slope).astype(hidden.dtype)
+
+    def add(n: jax.Array, grad: jax.Array) -> jax.Array:
+        return grad.at[ids[n]].add((slope[n][:, None] * hidden[n]).astype(grad.dtype))
 
     zero = jnp.zeros_like(ct, shape=())
-    init = (
-        jnp.zeros_like(head) + zero.astype(head.dtype),
-        None if bias is None else jnp.zeros_like(bias) + zero.astype(bias.dtype),
-    )
-    return vocabulary.walk(head, bias, options.chunk, step, init)
+    grad_head = jnp.zeros_like(head) + zero.astype(head.dtype)
+    grad_head = jax.lax.fori_loop(0, ids.shape[0], add, grad_head)
+    grad_bias = None
+    if bias is not None:
+        grad_bias = (jnp.zeros_like(bias) + zero.astype(bias.dtype)).at[ids].add(
+            slope.astype(bias.dtype)
+        )
+    return Model(grad_hidden, grad_head, grad_bias), None
+
+
+sorted_topk.defvjp(_sorted_forward, _sorted_backward)
 
 
 # --- full -------------------------------------------------------------------------------------
@@ -170,28 +177,26 @@ def _head_gradient(
 
 def _by_tokens(
     options: Options, student: Model, teacher: Model, with_gradient: bool
-) -> tuple[jax.Array, jax.Array | None]:
-    """KL [N] over all outcomes and its gradient [N, D], `options.chunk` tokens at a time."""
-    n = student.hidden.shape[0]
-    size = min(options.chunk, n)
+) -> tuple[jax.Array, Any]:
+    """KL [N] over all outcomes, and its gradient [N, D] with both lse [N] if asked for.
 
-    def block(own: jax.Array, theirs: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        t_log = jax.nn.log_softmax(reference.logits(theirs, teacher.head, teacher.bias))
+    All outcomes of `options.chunk` tokens at a time: the gradient's weights need both
+    normalisers, and so the logits of a block are used where they stand.
+    """
+    every, all_of_teacher = vocabulary.whole(student), vocabulary.whole(teacher)
 
-        def divergence(hidden: jax.Array) -> jax.Array:
-            x = reference.logits(hidden, student.head, student.bias)
-            return reference.kl(t_log, jax.nn.log_softmax(x))
-
+    def block(own: jax.Array, theirs: jax.Array) -> tuple[jax.Array, Any]:
+        t = vocabulary.logits(theirs, all_of_teacher, options.precision)
+        x = vocabulary.logits(own, every, options.precision)
+        t_lse, x_lse = jax.nn.logsumexp(t, axis=1), jax.nn.logsumexp(x, axis=1)
+        t_log, x_log = t - t_lse[:, None], x - x_lse[:, None]
+        value = reference.kl(t_log, x_log)
         if not with_gradient:
-            return divergence(own), None
-        value, pull = jax.vjp(divergence, own)
-        return value, pull(jnp.ones_like(value))[0]
+            return value, None
+        weights = jnp.exp(x_log) - jnp.exp(t_log)
+        return value, (vocabulary.weighted_rows(weights, every, options.precision), x_lse, t_lse)
 
-    def one(args: tuple[jax.Array, jax.Array]) -> Any:
-        value, gradient = block(args[0][None], args[1][None])
-        return value[0], None if gradient is None else gradient[0]
-
-    return jax.lax.map(one, (student.hidden, teacher.hidden), batch_size=size)
+    return vocabulary.in_blocks(block, (student.hidden, teacher.hidden), options.chunk)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -201,23 +206,13 @@ def full(options: Options, student: Model, teacher: Model) -> jax.Array:
 
 
 def _full_forward(options: Options, student: Model, teacher: Model) -> tuple[jax.Array, Any]:
-    value, gradient = _by_tokens(options, student, teacher, with_gradient=True)
-    return value, (student, teacher, gradient)
+    value, kept = _by_tokens(options, student, teacher, with_gradient=True)
+    return value, (student, teacher, kept)
 
 
-def _full_backward(options: Options, saved: Any, ct: jax.Array) -> tuple[Any, None]:
-    student, teacher, gradient = saved
-    grad_hidden = (ct[:, None] * gradient).astype(student.hidden.dtype)
-    walk = Options(options.precision, vocabulary.chunk_size(ct.shape[0], student.head.shape[0]))
-    lse = {}
-    for name, model in (("student", student), ("teacher", teacher)):
-
-        def step(chunk: vocabulary.Chunk, sums: vocabulary.Sums, model: Model = model) -> Any:
-            x = vocabulary.logits(model.hidden, chunk, walk.precision)
-            return vocabulary.add(sums, x, chunk, walk.precision)
-
-        start = vocabulary.no_sums(model.hidden, with_rows=False)
-        lse[name] = vocabulary.walk(model.head, model.bias, walk.chunk, step, start).lse()
+def _full_backward(options: Options, saved: Any, ct: jax.Array) -> tuple[Model, None]:
+    student, teacher, (gradient, x_lse, t_lse) = saved
+    size = vocabulary.chunk_size(ct.shape[0], student.head.shape[0])
 
     def weights(chunk: vocabulary.Chunk, x: jax.Array) -> jax.Array:
         def cut(y: jax.Array) -> jax.Array:
@@ -225,11 +220,11 @@ def _full_backward(options: Options, saved: Any, ct: jax.Array) -> tuple[Any, No
 
         bias = None if teacher.bias is None else cut(teacher.bias)
         theirs = vocabulary.Chunk(chunk.start, cut(teacher.head), bias)
-        t = vocabulary.logits(teacher.hidden, theirs, walk.precision)
-        p_student = jnp.exp(x - lse["student"][:, None])
-        return ct[:, None] * (p_student - jnp.exp(t - lse["teacher"][:, None]))
+        t = vocabulary.logits(teacher.hidden, theirs, options.precision)
+        return ct[:, None] * (jnp.exp(x - x_lse[:, None]) - jnp.exp(t - t_lse[:, None]))
 
-    grad_head, grad_bias = _head_gradient(walk, student, ct, weights)
+    grad_head, grad_bias = vocabulary.head_gradient(student, ct, size, options.precision, weights)
+    grad_hidden = (ct[:, None] * gradient).astype(student.hidden.dtype)
     return Model(grad_hidden, grad_head, grad_bias), None
 
 

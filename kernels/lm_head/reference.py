@@ -45,6 +45,8 @@ def pooled_kl(teacher: jax.Array, student: jax.Array, pooling: str, k: int) -> j
     """KL(teacher || student) of logits [N, V], already divided by the temperature."""
     if pooling == "adaptive_avg":
         teacher, student = pool(teacher, k), pool(student, k)
+    if pooling == "sorted_topk":
+        teacher, student = jax.lax.top_k(teacher, k)[0], jax.lax.top_k(student, k)[0]
     t_log, s_log = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
     if pooling != "topk_rest":
         return kl(t_log, s_log)

@@ -32,20 +32,24 @@ def token_block(vocabulary: int) -> int:
     return max(16, _limit() // (4 * vocabulary))
 
 
+class Model(NamedTuple):
+    """What logits are made of."""
+
+    hidden: jax.Array  # [N, D], divided by the temperature where there is one
+    head: jax.Array  # [V, D]
+    bias: jax.Array | None  # [V], likewise divided
+
+
 class Chunk(NamedTuple):
     start: jax.Array  # int32, id of the first row
     head: jax.Array  # [size, D]
     bias: jax.Array | None  # [size]
 
 
-def walk(
-    head: jax.Array,
-    bias: jax.Array | None,
-    size: int,
-    step: Callable[[Chunk, Any], Any],
-    init: Any,
-) -> Any:
+def walk(model: Model, size: int, step: Callable[[Chunk, Any], Any], init: Any) -> Any:
     """Folds `step` over the chunks of the vocabulary; the last may be shorter, none is padded."""
+    _, head, bias = model
+    size = min(size, head.shape[0])
     whole = head.shape[0] // size
 
     def at(start: Any, length: int) -> Chunk:
@@ -62,28 +66,89 @@ def walk(
     return step(at(whole * size, rest), carry) if rest else carry
 
 
+def in_blocks(function: Callable[..., Any], arrays: tuple[Any, ...], size: int) -> Any:
+    """`function` of blocks of at most `size` tokens, results joined: no more is in flight."""
+    n = jax.tree.leaves(arrays)[0].shape[0]
+    size = min(size, n)
+    whole = n - n % size
+    cut = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), arrays)
+    out = jax.lax.map(lambda own: function(*own), cut)
+    out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), out)
+    if whole == n:
+        return out
+    rest = function(*jax.tree.map(lambda x: x[whole:], arrays))
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), out, rest)
+
+
+def whole(model: Model) -> Chunk:
+    """The vocabulary as a single chunk."""
+    return Chunk(jnp.int32(0), model.head, model.bias)
+
+
 def logits(hidden: jax.Array, chunk: Chunk, precision: Any) -> jax.Array:
     """[N, size] in float32 or wider."""
     dtype = jnp.result_type(jnp.float32, hidden.dtype)
-    x = jax.lax.dot_general(
-        hidden,
-        chunk.head.astype(hidden.dtype),
-        (((1,), (1,)), ((), ())),
-        precision=precision,
-        preferred_element_type=dtype,
-    )
+    head = chunk.head.astype(hidden.dtype)
+    x = _product(hidden, head, (1, 1), precision, dtype)
     return x if chunk.bias is None else x + chunk.bias.astype(dtype)
+
+
+def _product(
+    x: jax.Array, y: jax.Array, axes: tuple[int, int], precision: Any, dtype: Any
+) -> jax.Array:
+    dims = (((axes[0],), (axes[1],)), ((), ()))
+    return jax.lax.dot_general(x, y, dims, precision=precision, preferred_element_type=dtype)
 
 
 def weighted_rows(weights: jax.Array, chunk: Chunk, precision: Any) -> jax.Array:
     """sum_v weights[:, v] head_v: [N, size] -> [N, D], in the weights' type."""
-    return jax.lax.dot_general(
-        weights.astype(chunk.head.dtype),
-        chunk.head,
-        (((1,), (0,)), ((), ())),
-        precision=precision,
-        preferred_element_type=weights.dtype,
+    narrow = weights.astype(chunk.head.dtype)
+    return _product(narrow, chunk.head, (1, 0), precision, weights.dtype)
+
+
+def rows_at(head: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
+    """sum_j weights[n, j] head[ids[n, j]]: ids, weights [N, K] -> [N, D], 64 tokens at a time."""
+
+    def block(own: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.einsum("nk,nkd->nd", w, head[own].astype(w.dtype), precision="highest")
+
+    return in_blocks(block, (ids, weights), 64)
+
+
+def head_gradient(
+    model: Model,
+    ct: jax.Array,
+    size: int,
+    precision: Any,
+    weights: Callable[[Chunk, jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array | None]:
+    """d head [V, D] and d bias [V]: logits once more, chunk by chunk; `jit` drops it unless asked.
+
+    Args:
+      ct: [N], the cotangent of the loss.
+      weights: d loss / d logits [N, size] of a chunk and its logits, times the cotangent.
+    """
+    hidden, head, bias = model
+
+    def step(chunk: Chunk, carry: Any) -> Any:
+        grad_head, grad_bias = carry
+        grad = weights(chunk, logits(hidden, chunk, precision))
+        rows = _product(grad.astype(hidden.dtype), hidden, (0, 0), precision, grad.dtype)
+        grad_head = jax.lax.dynamic_update_slice_in_dim(
+            grad_head, rows.astype(head.dtype), chunk.start, 0
+        )
+        if grad_bias is not None:
+            own = grad.sum(0).astype(grad_bias.dtype)
+            grad_bias = jax.lax.dynamic_update_slice_in_dim(grad_bias, own, chunk.start, 0)
+        return grad_head, grad_bias
+
+    # Zeros taken from the data, so that they vary over the mesh axes the data vary over.
+    zero = jnp.zeros_like(ct, shape=())
+    init = (
+        jnp.zeros_like(head) + zero.astype(head.dtype),
+        None if bias is None else jnp.zeros_like(bias) + zero.astype(bias.dtype),
     )
+    return walk(model, size, step, init)
 
 
 class Sums(NamedTuple):

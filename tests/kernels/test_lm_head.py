@@ -66,7 +66,8 @@ def test_cross_entropy(spec, label_smoothing, z_loss):
 
 
 @pytest.mark.parametrize(
-    ("pooling", "k"), [("full", 1), ("topk_rest", 7), ("topk_rest", 101), ("adaptive_avg", 9)]
+    ("pooling", "k"),
+    [("full", 1), ("topk_rest", 7), ("topk_rest", 101), ("adaptive_avg", 9), ("sorted_topk", 7)],
 )
 def test_kl(pooling, k):
     with jax.enable_x64(True):
@@ -95,7 +96,7 @@ def test_kl(pooling, k):
         assert (own[0][1] >= -1e-12).all()
 
 
-@pytest.mark.parametrize("pooling", ["full", "topk_rest", "adaptive_avg"])
+@pytest.mark.parametrize("pooling", ["full", "topk_rest", "adaptive_avg", "sorted_topk"])
 def test_kl_of_a_model_with_itself_is_zero_and_the_teacher_gets_no_gradient(pooling):
     (h, w, _), *_ = draw(SPEC, np.float32)
 
