@@ -1,4 +1,4 @@
-"""ML-ECS on omni-modal captions. Variants: ``vast`` (= ``:cpu``), ``vast:smoke``, ``vast:paper``."""
+"""ML-ECS on omni-modal captions. Variants: ``vast`` (= ``:cpu``), ``:smoke``, ``:paper``."""
 
 from ml_collections import ConfigDict
 
@@ -12,31 +12,31 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.data.split = "sequence"  # whole videos are held out, the same for every node
 
     config.captions = ConfigDict()
-    config.captions.corpora = "vast,msrvtt,audiocaps,youcook2"  # under omni_caption, real ones
-    config.captions.clips = 1000  # at most, of each corpus, whole videos; 0: all
+    config.captions.corpora = "vast,msrvtt,audiocaps,youcook2:1000"  # NAME or NAME:CLIPS
     config.captions.annotations = ""  # a VAST-27M annotation file of your own, instead of corpora
     config.captions.features = ""  # folder of its clips' vectors, e.g. vision.npz by clip id
     config.captions.featuriser = "hashed-ngrams-v1"  # of texts that are inputs; or an encoder's dir
     config.captions.feature_width = 256  # numbers
     config.captions.simulated_clips = 1200  # where there are no real ones
     config.captions.vocabulary = 2048  # tokens, BPE of public training text; hf: brings its own
-    config.captions.max_tokens = 32  # of a target; 94 % of the captions are shorter
+    config.captions.max_tokens = 24  # of a target; 90 % of the captions are shorter
     config.captions.val_rows = 64  # validation rows captioned after every round, per node
     config.captions.test_every = 0  # rounds between captions of all test rows; 0: the last only
     config.captions.shown = 20  # captions in samples.jsonl and the report
     config.captions.bertscore = ""  # directory of a BERT or RoBERTa encoder; empty: none
-    config.captions.pretrain_steps = 1500  # batches of a pretrained: backbone, once per data
+    config.captions.pretrain_steps = 600  # batches of a pretrained: backbone, once per data
 
     config.model.prompt = "Caption:"
     if variant == "cpu":
-        config.model.slm = "pretrained:gpt2-4x128"  # on public training text, kept in the cache
-        config.model.llm = "pretrained:gptj-6x192"
+        config.model.slm = "pretrained:gpt2-2x128"  # on public training text, kept in the cache
+        config.model.llm = "pretrained:gptj-4x160"
         config.model.soft_tokens = 8  # vectors
         config.lora.slm_targets = "c_attn$,c_proj$"  # as in the paper's count
         config.lora.llm_targets = "q_proj$,v_proj$,out_proj$,mlp_fc_out$"
-        config.train.server_steps = 60  # batches
+        config.train.ccl_steps = config.train.amt_steps = 30  # batches
+        config.train.server_steps = 50  # batches
     elif variant == "smoke":
-        config.captions.clips = 100
+        config.captions.corpora = "vast,msrvtt:100,audiocaps:100,youcook2:100"
         config.captions.simulated_clips = 200
         config.captions.vocabulary = 512
         config.captions.max_tokens = 16
@@ -50,8 +50,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
 
 def _literal(config: ConfigDict) -> None:
     """The paper's own values, where it gives one."""
-    config.captions.corpora = "vast"
-    config.captions.clips = 9680  # clips (ML-ECS)
+    config.captions.corpora = "vast"  # the paper: 9,680 clips, of captions.annotations
     config.captions.max_tokens = 70  # (GRAM's configuration of VAST)
     config.captions.feature_width = 1024
     config.captions.val_rows = 200

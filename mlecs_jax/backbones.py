@@ -9,11 +9,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
-import numpy as np
 
+from mlecs_jax import public_backbones
 from mlecs_jax.config import Config
 from mlecs_jax.data import partition as partitioning
 from mlecs_jax.data import text, vocabulary
@@ -21,6 +19,7 @@ from mlecs_jax.data.samples import Samples
 from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Params
 from mlecs_jax.models.multimodal import MultimodalModel
+from mlecs_jax.public_backbones import Documents
 
 HF, PRETRAINED = "hf:", "pretrained:"
 
@@ -46,9 +45,7 @@ def resolve(config: Config, samples: Samples) -> tuple[dict[str, str], text.Toke
                             "SLM must share a tokenizer")
         return names, tokenizers[0]
     if samples.texts is not None:
-        assert config.captions is not None  # checked where samples are taken
-        return names, vocabulary.trained_bpe(public_text(config, samples),
-                                             config.captions.vocabulary)
+        return names, _bpe(config, samples)
     return names, text.ByteTokenizer()
 
 
@@ -61,7 +58,7 @@ def parameters(name: str, model: MultimodalModel, key: jax.Array) -> Params:
     return hf.load(name.removeprefix(HF))[1]
 
 
-def public_text(config: Config, samples: Samples) -> list[str]:
+def public_text(config: Config, samples: Samples) -> Documents:
     """What a backbone or tokenizer may read: captions and input texts of public training rows.
 
     Captions are left out where the server has no label; nothing private or held out is read.
@@ -69,11 +66,32 @@ def public_text(config: Config, samples: Samples) -> list[str]:
     assert samples.texts is not None
     split = partitioning.partition(samples, config.partition_config())
     rows = split.public.train
-    captions = [samples.texts[row] for row in rows[np.asarray(split.public_labelled)]]
-    context = [] if samples.context is None else [
-        line for row in rows for line in samples.context[row].splitlines()]
-    return captions + context
+    return Documents(
+        captions=[samples.texts[row] for row in rows[split.public_labelled]],
+        context=[] if samples.context is None else [
+            line for row in rows for line in samples.context[row].splitlines()],
+        prompt=config.model.prompt)
 
 
-def _pretrained(config: Config, samples: Samples, names: dict[str, Any]) -> dict[str, str]:
-    raise NotImplementedError
+def _pretrained(config: Config, samples: Samples, names: dict[str, str]) -> dict[str, str]:
+    """The names with ``hf:DIRECTORY`` in place of what is trained now or was before."""
+    if samples.texts is None or config.captions is None:
+        raise UserError("a pretrained: backbone learns from captions; with class labels name a "
+                        "shape, or hf:DIRECTORY")
+    documents, tokenizer = public_text(config, samples), _bpe(config, samples)
+    found = {}
+    for i, (which, name) in enumerate(names.items()):
+        found[which] = name
+        if name.startswith(PRETRAINED):
+            made = public_backbones.directory(
+                name.removeprefix(PRETRAINED), documents, tokenizer,
+                config.captions.pretrain_steps, config.model.backbone_seed + i)
+            found[which] = f"{HF}{made}"
+    return found
+
+
+def _bpe(config: Config, samples: Samples) -> vocabulary.VocabularyTokenizer:
+    assert config.captions is not None  # checked where samples are taken
+    documents = public_text(config, samples)
+    return vocabulary.trained_bpe([documents.prompt, *documents.captions, *documents.context],
+                                  config.captions.vocabulary)

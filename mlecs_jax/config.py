@@ -199,7 +199,6 @@ class CaptionsConfig:
     """The captioning task: its data, the length of its targets and how they are scored."""
 
     corpora: str
-    clips: int
     annotations: str
     features: str
     featuriser: str
@@ -218,7 +217,7 @@ class CaptionsConfig:
                      "pretrain_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"captions.{name} is {getattr(self, name)}; give a positive number")
-        for name in ("clips", "test_every", "shown"):
+        for name in ("test_every", "shown"):
             if getattr(self, name) < 0:
                 raise UserError(f"captions.{name} is {getattr(self, name)}; give 0 or a positive "
                                 "number")

@@ -171,7 +171,8 @@ def best_by_validation(records: Sequence[Mapping[str, Any]], metric: str) -> dic
     def validation(record: Mapping[str, Any]) -> float:
         return float(np.nanmean(record["eval"]["val"][PRIMARY]["clients"][metric]))
 
-    best = max((record for record in records if PRIMARY in record["eval"].get("test", {})), key=validation)
+    tested = (record for record in records if PRIMARY in record["eval"].get("test", {}))
+    best = max(tested, key=validation)
     test = best["eval"]["test"]
     found = spread(test[PRIMARY]["clients"][metric])
     result: dict[str, Any] = {"round": best["round"],

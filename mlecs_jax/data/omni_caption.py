@@ -17,7 +17,7 @@ group, which ``split=sequence`` never straddles.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mlecs_jax.data.featurise import Featuriser
@@ -67,32 +67,48 @@ CORPORA: dict[str, tuple[tuple[str, ...], Callable[[Path], Iterable[Clip]]]] = {
 """Files of each corpus and their reader."""
 
 
+def parse_corpora(text: str) -> dict[str, int]:
+    """Corpora and how many clips of each at most (0: all), of ``'vast,youcook2:1000'``.
+
+    Raises:
+      UserError: no corpus, an unknown one, or no number behind the colon.
+    """
+    wanted = {}
+    for entry in filter(None, map(str.strip, text.split(","))):
+        name, colon, limit = entry.partition(":")
+        if name not in CORPORA or (colon and not limit.isdecimal()):
+            raise UserError(f"captions.corpora: cannot read '{entry}'; use {', '.join(CORPORA)}, "
+                            "each alone or as NAME:CLIPS")
+        wanted[name] = int(limit or 0)
+    if not wanted:
+        raise UserError(f"captions.corpora is empty; name at least one of {', '.join(CORPORA)}")
+    return wanted
+
+
 def is_available(folder: Path, corpora: Iterable[str]) -> bool:
     """Whether every file of the named corpora is in the folder."""
-    return all((folder / file).is_file() for name in corpora if name in CORPORA
+    return all((folder / file).is_file() for name in corpora
                for file in CORPORA[name][0])
 
 
-def load(folder: Path, corpora: tuple[str, ...], limit: int, featurise: Featuriser) -> Samples:
+def load(folder: Path, corpora: Mapping[str, int], featurise: Featuriser) -> Samples:
     """The named corpora, one after the other; a stratum each.
 
     Args:
       folder: the annotation files.
-      corpora: names out of :data:`CORPORA`.
-      limit: clips taken of each corpus, whole videos in the order of a hash of their names;
-        0 takes all.
+      corpora: names out of :data:`CORPORA` and how many clips of each at most, whole videos in
+        the order of a hash of their names; 0 takes all.
 
     Raises:
-      UserError: an unknown corpus, or a file that is missing or of another format.
+      UserError: a file that is missing or of another format.
     """
-    clips = [clip for name in corpora for clip in _limited(read_corpus(folder, name), limit)]
+    clips = [clip for name, limit in corpora.items()
+             for clip in _limited(read_corpus(folder, name), limit)]
     return samples_of(clips, "omni_caption", featurise)
 
 
 def read_corpus(folder: Path, name: str) -> list[Clip]:
     """All clips of a corpus that have a caption, without inputs that reveal it."""
-    if name not in CORPORA:
-        raise UserError(f"captions.corpora: '{name}' is unknown; use {', '.join(CORPORA)}")
     try:
         clips = list(CORPORA[name][1](folder))
     except (KeyError, TypeError, AttributeError) as error:

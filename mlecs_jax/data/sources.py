@@ -58,15 +58,12 @@ def _captions(config: DataConfig, captions: CaptionsConfig) -> Samples:
 
     featurise = featuriser(captions.featuriser, captions.feature_width)
     folder = paths.data_dir() / "omni_caption"
-    corpora = tuple(name.strip() for name in captions.corpora.split(",") if name.strip())
+    corpora = omni_caption.parse_corpora(captions.corpora)
     if config.source != "simulated" and captions.annotations:
         features = Path(captions.features).expanduser() if captions.features else None
         return vast.load(Path(captions.annotations).expanduser(), features, featurise)
     if captions.features:
         raise UserError("captions.features needs captions.annotations, the clips they belong to")
-    if not corpora:
-        raise UserError("captions.corpora is empty; name at least one of "
-                        + ", ".join(omni_caption.CORPORA))
     there = omni_caption.is_available(folder, corpora)
     if config.source == "simulated" or (config.source == "auto" and not there):
         return captions_simulated.load(seed=config.simulated_seed,
@@ -75,4 +72,4 @@ def _captions(config: DataConfig, captions: CaptionsConfig) -> Samples:
         raise UserError(f"{folder} lacks annotation files of {captions.corpora} "
                         "(docs/captions.md); set MLECS_DATA_DIR, or --config.captions.annotations "
                         "to a VAST-27M annotation file")
-    return omni_caption.load(folder, corpora, captions.clips, featurise)
+    return omni_caption.load(folder, corpora, featurise)

@@ -61,8 +61,8 @@ def read_annotations(path: Path) -> list[Clip]:
                      str(record["subtitle"] or "").strip())
             clip, caption = str(record["clip_id"]), str(record["vast_cap"]).strip()
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: record {number} lacks {error}; a VAST-27M record has clip_id, "
-                            "vision_cap, audio_cap, subtitle and vast_cap") from None
+            raise UserError(f"{path}: record {number} lacks {error}; a VAST-27M record has "
+                            "clip_id, vision_cap, audio_cap, subtitle and vast_cap") from None
         if caption:
             video = str(record.get("url") or clip.rpartition(".")[0] or clip)
             clips.append(hidden(Clip(clip, video, "vast", texts, caption)))
@@ -135,7 +135,7 @@ def samples_of(
 def featurise_texts(
     texts: Sequence[str], featurise: Featuriser
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors ``[n, width]`` and bool ``[n]``, whether there is a text; zeros where there is none."""
+    """Vectors ``[n, width]``, zeros where there is no text, and bool ``[n]``: there is one."""
     there = np.array([bool(text.strip()) for text in texts])
     vectors = featurise(texts)
     vectors[~there] = 0
@@ -213,7 +213,7 @@ def _open_vectors(
             from safetensors import safe_open
 
             with safe_open(path, framework="numpy") as stored:
-                return {key: stored.get_tensor(key) for key in stored.keys()  # noqa: SIM118
+                return {key: stored.get_tensor(key) for key in stored.keys()
                         if key in wanted}
         if (path := folder / name).is_dir():
             return {clip: np.load(path / f"{clip}.npy", allow_pickle=False) for clip in clips

@@ -15,6 +15,9 @@ class VocabularyTokenizer:
 
     No special tokens are added to a text, and decoding stops at the first end of sequence.
 
+    Attributes:
+      wrapped: the transformers tokenizer.
+
     Raises:
       UserError: it has no end-of-sequence token.
     """
@@ -23,24 +26,24 @@ class VocabularyTokenizer:
         if tokenizer.eos_token_id is None:
             raise UserError("the backbone's tokenizer has no end-of-sequence token, so no answer "
                             "could end; set eos_token in its tokenizer_config.json")
-        self._tokenizer = tokenizer
+        self.wrapped = tokenizer
         self.eos_token_id = int(tokenizer.eos_token_id)
 
     def __len__(self) -> int:
-        return len(self._tokenizer)
+        return len(self.wrapped)
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without any special token."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return list(self.wrapped.encode(text, add_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text up to the first end-of-sequence token; padding (-1) is no token."""
-        return self._tokenizer.decode(until(token_ids, self.eos_token_id),
+        return self.wrapped.decode(until(token_ids, self.eos_token_id),
                                       skip_special_tokens=True)
 
     def same_as(self, other: VocabularyTokenizer) -> bool:
         """Whether both number the same tokens alike."""
-        return self._tokenizer.get_vocab() == other._tokenizer.get_vocab()
+        return self.wrapped.get_vocab() == other.wrapped.get_vocab()
 
 
 def trained_bpe(texts: Sequence[str], size: int) -> VocabularyTokenizer:

@@ -20,7 +20,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 class _CachedTokenizer(tokenizers.Tokenizer):
-    """rouge-score's own tokens; texts and words come again every round, so they are stemmed once."""
+    """rouge-score's own tokens; words and texts come every round, and are stemmed once."""
 
     def __init__(self) -> None:
         stemmer = porter.PorterStemmer()
