@@ -12,16 +12,18 @@ from mlecs_jax.report.svg import swatch
 _WORDS = {
     "accuracy": "accuracy", "after_amt": "after AMT", "after_broadcast": "after broadcast",
     "amt": "AMT", "ccl": "CCL", "clients": "devices", "devices": "devices", "f1": "macro-F1",
+    "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-LSum",
     "kt_llm": "knowledge transfer to the LLM", "kt_slm": "knowledge transfer to the SLM",
     "llm_lm": "LLM, language modelling", "lm": "language modelling", "se_ccl": "SE-CCL",
     "server": "server", "slm_lm": "SLM, language modelling", "volume": "volume (contrastive)",
     "weighted_f1": "weighted F1",
 }
 _NAMES = {
-    "centralized": "Centralized", "co_plms": "Co-PLMs", "fedavg_lora": "FedAvg-LoRA",
-    "fedilora": "FediLoRA", "fedmllm": "FedMLLM", "localpub": "Local + public",
+    "centralized": "Centralized", "co_plms": "Co-PLMs (approximation)",
+    "fedavg_lora": "FedAvg-LoRA", "fedilora": "FediLoRA", "fedmllm": "FedMLLM", "localpub": "Local + public",
     "mega_ce2": "Mega-CE²", "ml_ecs": "ML-ECS", "ml_ecs_plus": "ML-ECS+",
     "mosei": "CMU-MOSEI", "mosi": "CMU-MOSI", "multi_fedavg": "Multi-FedAvg",
+    "omni_caption": "Omni-captions",
     "private_only": "Private only", "standalone": "Standalone", "ur_fall": "UR-Fall",
     "vast": "VAST",
 }
@@ -30,6 +32,8 @@ LegendEntry = tuple[str, str, str]  # style, kind of swatch, words
 
 def words(name: str) -> str:
     """A key of the run's files as a reader would say it."""
+    if name.startswith("bertscore_"):
+        return f"BERTScore ({name.removeprefix('bertscore_')})"
     return _WORDS.get(name, name.replace("_", " "))
 
 

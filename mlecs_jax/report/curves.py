@@ -24,6 +24,7 @@ from mlecs_jax.report.svg import Band, Line, bar_chart, line_chart
 
 MANY = 8  # from more devices than this on, bands and quartiles take the place of single lines
 _IN_NATS = {"lm", "llm_lm", "slm_lm", "volume", "kt_llm", "kt_slm"}  # cross-entropies and KL
+_LEADING = ("f1", "rougeLsum")
 _STAGES = ("devices", "ccl", "amt", "server", "se_ccl")
 Column = list[float | None]
 
@@ -85,13 +86,14 @@ class Crowd:
 
 
 def primary_metric(run: RunFiles) -> str:
-    """The score the report leads with: macro-F1 where the run has it, else the first it names."""
+    """The score the report leads with: macro-F1 or ROUGE-LSum where the run has it, else the
+    first it names."""
     found: list[str] = []
     for split in ("test", "val"):
         for stage in stages_of(run):
             found += list(_table(dig(run.last, "eval", split, stage, "clients")))
         found += list(_table(dig(run.last, "eval", split, "server")))
-    return "f1" if "f1" in found or not found else found[0]
+    return next((name for name in _LEADING if name in found), found[0] if found else "f1")
 
 
 def stages_of(run: RunFiles) -> list[str]:

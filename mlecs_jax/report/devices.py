@@ -183,4 +183,4 @@ def _cell(key: str, value: float | None) -> Markup:
 
 
 def _is_score(key: str) -> bool:
-    return "f1" in key or "acc" in key
+    return "f1" in key or "acc" in key or key.startswith(("rouge", "bertscore_"))

@@ -24,7 +24,7 @@ _BANNERS = {
 
 
 def header(run: RunFiles) -> Markup:
-    """Badge, title, state of the run and its settings."""
+    """Badge, title, what must be said of the method, state of the run and its settings."""
     badge = {"real": "Real data", "simulated": "Simulated data"}.get(
         run.data_source or "", "Unlabelled data")
     title = tag("h1", proper(run.method), tag("span", " on "), proper(run.dataset))
@@ -33,7 +33,7 @@ def header(run: RunFiles) -> Markup:
                         for name, value in _facts(run) if value is not None), class_="facts")
     return tag("header", tag("p", tag("span", badge, class_=f"badge {run.data_source or 'none'}"),
                              tag("span", _state(run), class_="state"), class_="strip"),
-               title, facts)
+               title, tag("p", note) if (note := run.summary.get("note")) else None, facts)
 
 
 def banner(run: RunFiles) -> Markup | None:
@@ -134,7 +134,8 @@ def _server_tile(run: RunFiles) -> Markup | None:
     if value is None:
         return None
     lines = [f"{name} {score(number(dig(run.summary, 'server', key)))}"
-             for key, name in (("weighted_f1", "weighted F1"), ("accuracy", "accuracy"))
+             for key, name in (("weighted_f1", "weighted F1"), ("accuracy", "accuracy"),
+                               ("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"))
              if number(dig(run.summary, "server", key)) is not None]
     return _tile("Server", score(value), f"test {words(metric)}",
                  [", ".join(lines) or None, _best_val(run, "server", metric)], "srv")

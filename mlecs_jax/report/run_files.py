@@ -26,12 +26,14 @@ class RunFiles:
       config: the whole config, nested.
       rounds: one entry per complete round, in order of rounds, as in ``metrics.jsonl``.
       summary: ``summary.json``; empty while the run is under way.
+      samples: generated answers to read, as in ``samples.jsonl``; empty where there are none.
     """
 
     name: str
     config: dict[str, Any]
     rounds: list[dict[str, Any]]
     summary: dict[str, Any]
+    samples: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -125,7 +127,8 @@ def read_run(workdir: Path) -> RunFiles:
     summary_file = workdir / "summary.json"
     summary = _read_object(summary_file) if summary_file.exists() else {}
     rounds = _read_rounds(workdir / "metrics.jsonl")
-    return RunFiles(workdir.resolve().name, config, rounds, summary)
+    samples = _read_samples(workdir / "samples.jsonl") if summary else []
+    return RunFiles(workdir.resolve().name, config, rounds, summary, samples)
 
 
 def dig(tree: object, *path: str) -> Any:
@@ -168,6 +171,17 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"'{path}' holds no JSON object; mend or remove the file")
     return content
+
+
+def _read_samples(path: Path) -> list[dict[str, Any]]:
+    """Generated answers; a run without texts has no such file."""
+    if not path.exists():
+        return []
+    try:
+        entries = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read '{path}' ({error}); mend or remove the file") from None
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def _read_rounds(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlecs_jax.errors import UserError
 from mlecs_jax.report.blocks import section
+from mlecs_jax.report.captions import captions_section
 from mlecs_jax.report.confusion import confusion_section
 from mlecs_jax.report.curves import communication_section, learning_section, loss_section
 from mlecs_jax.report.devices import modality_section, table_section
@@ -23,6 +24,7 @@ _PANELS = (
     ("learning", "Learning", learning_section),
     ("modalities", "Modalities", modality_section),
     ("confusion", "Confusion", confusion_section),
+    ("captions", "Captions", captions_section),
     ("losses", "Losses", loss_section),
     ("communication", "Communication", communication_section),
     ("devices", "Every device", table_section),
