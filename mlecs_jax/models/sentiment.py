@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -13,13 +13,8 @@ from mlecs_jax.data.sentiment import SentimentBatch
 
 Params = Any
 
-
-class Apply(Protocol):
-    """``(params, batch, train, key) → prediction [B]``; ``key`` is for dropout, with ``train``."""
-
-    def __call__(self, params: Params, batch: SentimentBatch, *, train: bool = False,
-                 key: PRNGKeyArray | None = None) -> Float[Array, " B"]: ...
-
+Apply = Callable[..., Float[Array, " B"]]
+"""``(params, batch, *, train=False, key=None)``; ``key`` is for dropout, with ``train``."""
 
 LossFn = Callable[[Params, SentimentBatch, PRNGKeyArray],
                   tuple[Float[Array, ""], dict[str, Array]]]
