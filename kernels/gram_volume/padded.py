@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, Weights, floors
+from mlecs_jax.kernels.tiles import pad
 
 
 class Padded(NamedTuple):
@@ -17,16 +18,6 @@ class Padded(NamedTuple):
     q: jax.Array  # [k, V, d] in the operand type
     t: jax.Array  # [V]
     own: jax.Array  # int32 [V], the row of each tuple's own anchor
-
-
-def pad(x: jax.Array, size: int, axis: int, fill: float = 0.0) -> jax.Array:
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, size - x.shape[axis])
-    return jnp.pad(x, widths, constant_values=fill)
-
-
-def round_up(size: int, step: int) -> int:
-    return -(-size // step) * step
 
 
 def pad_sides(w: Weights, u: int, v: int) -> list[jax.Array]:

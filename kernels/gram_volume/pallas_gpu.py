@@ -16,10 +16,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mlecs_jax.kernels.gram_volume import pairs
-from mlecs_jax.kernels.gram_volume.padded import Padded, pad_sides, padded, round_up
+from mlecs_jax.kernels.gram_volume.padded import Padded, pad_sides, padded
 from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, match_varying, matmul
+from mlecs_jax.kernels.tiles import DEPTH, product, round_up
 
-DEPTH = 64  # how much of d a step of the inner product loads
 SEGMENTS = 4  # ways the tuples are shared out among programs in the forward pass
 SLAB_BYTES = 192 * 2**20  # of weighted products in flight in the backward pass
 
@@ -28,24 +28,6 @@ def default_tile(k: int, d: int) -> tuple[int, int]:
     """(anchors, tuples), powers of two; the backward kernel keeps k tiles in registers."""
     del d
     return (128, 64) if k <= 3 else (64, 32)
-
-
-def _products(
-    a: Any, q: Any, i: int, rows: Any, columns: Any, settings: Settings, shape: tuple[int, int]
-) -> jax.Array:
-    """c_i [Tu, Tv], over the width in steps of DEPTH."""
-
-    def step(n: jax.Array, c: jax.Array) -> jax.Array:
-        deep = pl.ds(n * DEPTH, DEPTH)
-        return c + jax.lax.dot_general(
-            a[rows, deep],
-            q[i, columns, deep],
-            (((1,), (1,)), ((), ())),
-            precision=settings.precision,
-            preferred_element_type=jnp.float32,
-        )
-
-    return jax.lax.fori_loop(0, a.shape[1] // DEPTH, step, jnp.zeros(shape, jnp.float32))
 
 
 def _logits(
@@ -80,7 +62,7 @@ def _statistics_kernel(
         columns = pl.ds((segment * blocks + n) * tv, tv)
         inside = jnp.zeros(tile, jnp.float32)
         for i in range(inputs[3].shape[0]):
-            c = _products(inputs[0], inputs[3], i, rows, columns, settings, tile)
+            c = product(inputs[0], (rows,), inputs[3], (i, columns), settings.precision)
             inside += c * c
         _, x, valid = _logits(inputs, inside, block * tu, columns, bound, rows)
         new = jnp.maximum(row_m, x.max(1))
@@ -110,7 +92,7 @@ def _weights_kernel(*refs: Any, bound: int, settings: Settings, tile: tuple[int,
     i, j = pl.program_id(0), pl.program_id(1)
     rows, columns = pl.ds(i * tu, tu), pl.ds(j * tv, tv)
     c = [
-        _products(inputs[0], inputs[3], n, rows, columns, settings, tile)
+        product(inputs[0], (rows,), inputs[3], (n, columns), settings.precision)
         for n in range(inputs[3].shape[0])
     ]
     inside = functools.reduce(jnp.add, (x * x for x in c))

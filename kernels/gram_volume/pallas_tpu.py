@@ -15,8 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from mlecs_jax.kernels.gram_volume import pairs
-from mlecs_jax.kernels.gram_volume.padded import Padded, pad_sides, padded, round_up
+from mlecs_jax.kernels.gram_volume.padded import Padded, pad_sides, padded
 from mlecs_jax.kernels.gram_volume.pairs import Pairs, Settings, matmul
+from mlecs_jax.kernels.tiles import round_up
 
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB a kernel may use by default on v5e
 

@@ -67,6 +67,50 @@ def test_the_frozen_weight_gets_no_gradient_and_no_copy_per_client():
     np.testing.assert_array_equal(jax.grad(loss, argnums=2)(adapters, x, w), 0)
 
 
+def sgd(w):
+    """One step of many clients' adapters on a shared weight."""
+
+    def step(adapters, x):
+        def loss(adapters):
+            return (jnp.tanh(shared_lora.linear(x, w, *adapters, scale=2.0)) ** 2).sum()
+
+        return jax.tree.map(lambda p, g: p - 0.1 * g, adapters, jax.grad(loss)(adapters))
+
+    return step
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 9])
+def test_clients_in_chunks_step_as_all_at_once(size):
+    r = np.random.default_rng(1)
+    shapes = (5, 3, 8), (8, 6), (5, 8, 2), (5, 2, 6)
+    x, w, a, b = (jnp.asarray(r.normal(size=shape), jnp.float32) for shape in shapes)
+    own = jax.jit(lambda s, x: shared_lora.in_chunks(sgd(w), s, x, size=size))((a, b), x)
+    for got, want in zip(own, sgd(w)((a, b), x), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_in_flight_is_that_of_a_chunk():
+    def temp(clients):
+        def shape(*size):
+            return jax.ShapeDtypeStruct(size, jnp.float32)
+
+        def run(state, x, w):
+            return shared_lora.in_chunks(sgd(w), state, x, size=2)
+
+        state = shape(clients, 64, 4), shape(clients, 4, 512)
+        step = jax.jit(run, donate_argnums=0)
+        compiled = step.lower(state, shape(clients, 256, 64), shape(64, 512)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temp(16) < 1.1 * temp(4)
+
+
+@pytest.mark.parametrize(("size", "clients"), [(0, 4), (2, 3)])
+def test_wrong_chunks(size, clients):
+    with pytest.raises(ValueError, match="in_chunks"):
+        shared_lora.in_chunks(lambda s, x: s, jnp.ones((4, 2)), jnp.ones((clients, 2)), size=size)
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
