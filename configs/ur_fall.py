@@ -108,6 +108,10 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.clients.backend = "scan"  # loop | scan | shard_map
     config.clients.chunk = 1  # devices under one vmap: 1–2 on CPU, more on an accelerator
 
+    config.channel = ConfigDict()
+    config.channel.uplink = "none"  # none | bf16 | int8 | topk, of ml_ecs' uploads
+    config.channel.topk_fraction = 0.1  # of a tensor's entries
+
     config.topology = ConfigDict()
     config.topology.cloud_devices = 1  # accelerators of the cloud, where there are several
 

@@ -183,6 +183,19 @@ class ClientsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChannelConfig:
+    """How uploads are encoded (:mod:`mlecs_jax.codecs`)."""
+
+    uplink: Literal["none", "bf16", "int8", "topk"]
+    topk_fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.topk_fraction <= 1:
+            raise UserError(f"channel.topk_fraction is {self.topk_fraction}; give a share in "
+                            "(0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
 class TopologyConfig:
     cloud_devices: int
 
@@ -239,6 +252,7 @@ class Config:
     plus: PlusConfig
     train: TrainConfig
     clients: ClientsConfig
+    channel: ChannelConfig
     topology: TopologyConfig
     eval: EvalConfig
     captions: CaptionsConfig | None = None

@@ -5,7 +5,8 @@ A round, in the paper's order:
 1. the server fuses every public sample into an omni-modal representation and sends them;
 2. devices run CCL on public data: language-modelling loss + volume contrast to those anchors;
 3. devices run AMT on private data: language-modelling loss;
-4. devices upload their LoRA and the number of their modalities, nothing else;
+4. devices upload their LoRA and the number of their modalities, nothing else; compressed, where
+   ``channel.uplink`` says so (beyond the paper);
 5. the server averages them with weights ∝ modality counts (MMA, Eq. 13);
 6. the server runs SE-CCL: LLM and SLM learn from the data and from each other (Eqs. 14–16);
 7. the SLM's LoRA goes back, and devices overwrite theirs with it.
@@ -20,7 +21,9 @@ import numpy as np
 from flax import struct
 
 from mlecs_jax import aggregate, channel, rounds
+from mlecs_jax.codecs import Uplink
 from mlecs_jax.config import Config
+from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Lora, Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.predict import Predictor
@@ -36,11 +39,13 @@ class State:
       devices: per cohort, stacked trainable groups of each device, as AMT left them.
       server: ``llm`` (extractor, connector, generator, lora) and ``slm`` (generator, lora).
       broadcast: the SLM LoRA sent last; devices overwrite theirs with it when a round begins.
+      kept: what compression left out of each device's uploads so far ``[C, …]``; else no leaves.
     """
 
     devices: tuple[Params, ...]
     server: dict[str, Params]
     broadcast: Lora
+    kept: Lora
 
 
 def build(setting: Setting) -> Method:
@@ -52,13 +57,17 @@ def build(setting: Setting) -> Method:
     fuse = jax.jit(functools.partial(fuse_public, setting.llm))
     train_devices = setting.on_devices(device_stage)
     train_server = jax.jit(functools.partial(se_ccl_stage, setting), donate_argnums=1)
-    predict = Predictor(setting)
+    predict, uplink = Predictor(setting), Uplink(options.channel)
+    if options.channel.uplink != "none" and not options.method.broadcast:
+        raise UserError("channel.uplink sends differences to what was broadcast; set "
+                        "method.broadcast=True, or channel.uplink=none")
 
     def init(key: jax.Array) -> State:
         slm = rounds.initial_slm(setting, key)
         server = {"llm": rounds.initial_llm(setting, key), "slm": topology.to_cloud(slm)}
         return State(devices=rounds.initial_devices(setting, key, slm["lora"]), server=server,
-                     broadcast=topology.to_edge(slm["lora"]))
+                     broadcast=topology.to_edge(slm["lora"]), kept=topology.to_edge(
+                         uplink.nothing_kept(slm["lora"], setting.federation.num_clients)))
 
     def receive(state: State) -> tuple[Params, ...]:
         if not options.method.broadcast:
@@ -85,12 +94,14 @@ def build(setting: Setting) -> Method:
             rates=rounds.private_rates(options, rate), weights=amt_weights(), **messages)
         on_devices["amt"] = {"lm": amt["lm"]}
         # 4. Upload LoRA and modality counts.
+        loras, kept = uplink.send(setting.join([params["lora"] for params in devices]),
+                                  state.broadcast, state.kept)
         uploads = topology.to_cloud({
-            "lora": setting.join([params["lora"] for params in devices]),
-            "modalities": setting.federation.owned_at(r).sum(axis=1)})
+            "lora": loras, "modalities": setting.federation.owned_at(r).sum(axis=1)})
+        received = uplink.receive(uploads["lora"], state.server["slm"]["lora"])
         # 5. MMA, Eq. 13.
         weights = aggregate.modality_weights(uploads["modalities"], equal=not options.method.mma)
-        slm_lora = aggregate.weighted_mean(uploads["lora"], weights)
+        slm_lora = aggregate.weighted_mean(received, weights)
         # 6. SE-CCL, Eqs. 14–16.
         server = {"llm": state.server["llm"], "slm": state.server["slm"] | {"lora": slm_lora}}
         shared = setting.cloud | {"steps": options.train.server_steps,
@@ -100,7 +111,7 @@ def build(setting: Setting) -> Method:
         # 7. Broadcast.
         broadcast = topology.to_edge(server["slm"]["lora"])
 
-        return (State(devices=devices, server=server, broadcast=broadcast),
+        return (State(devices=devices, server=server, broadcast=broadcast, kept=kept),
                 {"devices": on_devices, "server": {"se_ccl": se_ccl}})
 
     def evaluate(state: State, r: int) -> Predictions:
@@ -109,7 +120,7 @@ def build(setting: Setting) -> Method:
                 "server": predict.server(state.server["llm"])}
 
     def communication(state: State) -> dict[str, int]:
-        up = {"lora": state.broadcast, "modalities": np.zeros(1, np.int32)}
+        up = {"lora": uplink.message(state.broadcast), "modalities": np.zeros(1, np.int32)}
         down = {}
         if options.method.broadcast:
             down["lora"] = state.broadcast
