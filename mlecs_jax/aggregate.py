@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 Tree = Any
 
@@ -95,7 +95,7 @@ def _within(path: tuple[Any, ...], leaf: Array, ranks: Int[Array, " C"]) -> Bool
     return jnp.arange(leaf.shape[_rank_axis(path, leaf)]) < ranks[:, None]
 
 
-def _along_rank(path: tuple[Any, ...], leaf: Array, values: Num[Array, "C r"]) -> Array:
+def _along_rank(path: tuple[Any, ...], leaf: Array, values: Shaped[Array, "C r"]) -> Array:
     """Values per device and rank, shaped to broadcast against the leaf."""
     shape = [1] * leaf.ndim
     shape[0], shape[_rank_axis(path, leaf)] = values.shape

@@ -77,6 +77,8 @@ def run(
         ceilings = single_modality_ceilings(setting) if config.eval.ceiling_steps else None
         summary = scoring.summary(setting, predictions, log.records, communication, state.devices,
                                   COMPILE_CLOCK.seconds - compiled_before, ceilings)
+        if method.note:
+            summary["note"] = method.note
         if config.captions:
             log.write_samples(captions.shown(setting, predictions, scoring.PRIMARY))
         log.write_summary(summary)

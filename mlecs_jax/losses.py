@@ -59,10 +59,11 @@ def proximal(params: Tree, centre: Tree, weight: Tree) -> Float[Array, ""]:
 
     Args:
       centre: a tree of the shape of ``params``.
-      weight: a prefix of that tree, or as many scalars.
+      weight: a prefix of that tree, of scalars or of arrays that broadcast against their leaf
+        (``[L, 1, …]`` for a leaf stacked over layers).
     """
     weight = jax.tree.broadcast(weight, params)
-    squares = jax.tree.map(lambda w, x, c: w * jnp.sum((x - c) ** 2), weight, params, centre)
+    squares = jax.tree.map(lambda w, x, c: jnp.sum(w * (x - c) ** 2), weight, params, centre)
     return 0.5 * jax.tree.reduce(jnp.add, squares)
 
 

@@ -1,4 +1,4 @@
-"""Encoders that travel: each modality's encoder and projector, shared by the devices that own it."""
+"""Encoders that travel: each modality's, with its projector, shared by the devices that own it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class ModalityExchange:
             result.append(topology.to_edge(_mean(uploads)))
         return tuple(result)
 
-    def receive(self, devices: tuple[Params, ...], encoders: Encoders, r: int) -> tuple[Params, ...]:
+    def receive(
+        self, devices: tuple[Params, ...], encoders: Encoders, r: int
+    ) -> tuple[Params, ...]:
         """Devices with the received encoders of the modalities they own in round ``r``; what they
         do not own stays as it is."""
         received = list(devices)

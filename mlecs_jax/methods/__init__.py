@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
+import types
 from collections.abc import Callable
+from pathlib import Path
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.methods import fedavg_lora, ml_ecs, ml_ecs_plus, multi_fedavg, standalone
+from mlecs_jax.methods import (
+    centralized,
+    co_plms,
+    fedavg_lora,
+    fedilora,
+    fedmllm,
+    ml_ecs,
+    ml_ecs_plus,
+    multi_fedavg,
+    standalone,
+)
 from mlecs_jax.methods.method import Method
 from mlecs_jax.setting import Setting
 
@@ -14,9 +29,13 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
     "ml_ecs_plus": ml_ecs_plus.build,
     "standalone": standalone.standalone,
     "multi_fedavg": multi_fedavg.build,
+    "fedmllm": fedmllm.build,
+    "fedilora": fedilora.build,
+    "co_plms": co_plms.build,
     "localpub": standalone.localpub,
     "private_only": standalone.private_only,
     "fedavg_lora": fedavg_lora.build,
+    "centralized": centralized.build,
 }
 
 
@@ -24,9 +43,49 @@ def build(setting: Setting) -> Method:
     """The method named by the configuration.
 
     Raises:
-      UserError: an unknown name.
+      UserError: an unknown name, or a method of the user's that cannot be read.
     """
-    name = setting.config.method.name
-    if name not in METHODS:
-        raise UserError(f"method.name is '{name}'; use {', '.join(METHODS)}")
-    return METHODS[name](setting)
+    return find(setting.config.method.name)(setting)
+
+
+def find(name: str) -> Callable[[Setting], Method]:
+    """The builder of a method.
+
+    Args:
+      name: one of :data:`METHODS`; a user's ``path/to/file.py``, which defines ``build``; or
+        ``package.module:function`` (or ``path/to/file.py:function``).
+
+    Raises:
+      UserError: nothing of that name, or a file without the function.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    source, _, function = name.partition(":")
+    if not source.endswith(".py") and not function:
+        raise UserError(f"method.name is '{name}'; use {', '.join(METHODS)}, or your own "
+                        "path/to/file.py or package.module:function")
+    module, function = _load(source), function or "build"
+    builder = getattr(module, function, None)
+    if not callable(builder):
+        raise UserError(f"{source} has no function '{function}'; define {function}(setting) that "
+                        "returns a Method")
+    return builder
+
+
+def _load(source: str) -> types.ModuleType:
+    """A module by its dotted name or its file."""
+    if not source.endswith(".py"):
+        try:
+            return importlib.import_module(source)
+        except ModuleNotFoundError as error:
+            raise UserError(f"method.name: there is no module '{error.name}'; give the path of a "
+                            ".py file, or install it") from None
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"method.name: there is no file {source}")
+    spec = importlib.util.spec_from_file_location(f"user_method_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # of any .py file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -26,10 +26,13 @@ class Method:
         donated. Randomness is ``fold_in`` of the key with round, stage, client and step, so that
         any round can be computed again from its number.
       evaluate: ``(state, round_index) → predictions``.
-      communication: ``state → {'uplink', 'downlink'}``, bytes per device and round.
+      communication: ``state → {'uplink', 'downlink'}``, bytes per device and round; means over
+        devices and rounds where they differ.
+      note: what every output of the method must say beside its name; empty for most.
     """
 
     init: Callable[[jax.Array], State]
     round: Callable[[State, int, jax.Array], tuple[State, Diagnostics]]
     evaluate: Callable[[State, int], Predictions]
     communication: Callable[[State], dict[str, int]]
+    note: str = ""

@@ -20,7 +20,8 @@ _WORDS = {
 }
 _NAMES = {
     "centralized": "Centralized", "co_plms": "Co-PLMs (approximation)",
-    "fedavg_lora": "FedAvg-LoRA", "fedilora": "FediLoRA", "fedmllm": "FedMLLM", "localpub": "Local + public",
+    "fedavg_lora": "FedAvg-LoRA", "fedilora": "FediLoRA", "fedmllm": "FedMLLM",
+    "localpub": "Local + public",
     "mega_ce2": "Mega-CE²", "ml_ecs": "ML-ECS", "ml_ecs_plus": "ML-ECS+",
     "mosei": "CMU-MOSEI", "mosi": "CMU-MOSI", "multi_fedavg": "Multi-FedAvg",
     "omni_caption": "Omni-captions",

@@ -1,0 +1,55 @@
+"""Co-PLMs as approximated: who learns from whom, what travels, what needs no label."""
+
+import jax
+import numpy as np
+import pytest
+
+from mlecs_jax import channel
+from mlecs_jax.errors import UserError
+from mlecs_jax.methods import co_plms
+from tests.methods.rounds import assert_close, build, moved, run
+
+NAME = {"method.name": "co_plms", "method.co_plms.proxy": "gpt2-1x8x2"}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    setting, method, state = build(**NAME, **{"partition.rho": 1.0})
+    before = jax.device_get(state)
+    return setting, method, before, *run(method, state, rounds=1)
+
+
+def test_only_proxy_adapters_and_encoders_travel(trained):
+    setting, method, _, after, _ = trained
+    encoders = sum(channel.num_bytes(tree) for tree in after.encoders[0].values())
+    lora = channel.num_bytes(after.server["dpm"]["lora"])
+    assert method.communication(after) == {"uplink": encoders + lora + 4,
+                                           "downlink": encoders + lora}
+    assert "approximation" in method.note
+    del setting
+
+
+def test_every_learner_learns_and_encoders_are_fedavg_of_the_devices(trained):
+    setting, _, before, after, diagnostics = trained
+    for group in ("extractor", "connector", "generator", "lora"):
+        assert moved(before.devices[0][group], after.devices[0][group])
+        assert moved(before.server["own"][group], after.server["own"][group])
+    for group in ("generator", "lora"):
+        assert moved(before.proxies[0][group], after.proxies[0][group])
+        assert moved(before.server["dpm"][group], after.server["dpm"][group])
+    assert set(diagnostics["server"]) == {"distilling", "saml"}
+    weights = setting.federation.train.count / setting.federation.train.count.sum()
+    name = setting.federation.modalities[0]
+    assert_close(after.encoders[0][name]["encoder"], jax.tree.map(
+        lambda x: np.tensordot(weights, x, axes=1), after.devices[0]["extractor"][name]), 1e-7)
+
+
+def test_transfer_of_unknown_answers_reads_the_first_position_alone():
+    target = np.array([[5, 7, -1], [-1, -1, -1]], np.int32)
+    np.testing.assert_array_equal(co_plms.spoken_of(target) >= 0,
+                                  [[True, True, False], [True, False, False]])
+
+
+def test_unknown_proxy_is_named():
+    with pytest.raises(UserError, match="unknown backbone 'gpt9'"):
+        build(**NAME | {"method.co_plms.proxy": "gpt9"})
