@@ -93,6 +93,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.plus.weighting = "modality"  # uniform | modality | confidence, of devices' beliefs
     config.plus.public_share = 0.5  # of a device's batches
     config.plus.lora = True  # average and broadcast LoRA too
+    config.plus.tokens = 4  # asked about at each position of a caption; classes: all of them
 
     config.train = ConfigDict()
     config.train.rounds = 10

@@ -2,6 +2,7 @@
 
 The message of :mod:`mlecs_jax.methods.ml_ecs_plus`: a node's beliefs on D′ say what it learnt from
 its private data without showing any of it, and cost C numbers a sample however large the model.
+For captions they are given along the public caption, over the server's likeliest tokens.
 """
 
 from __future__ import annotations
@@ -14,38 +15,49 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mlecs_jax.federation import Moments, Rows, gather
 from mlecs_jax.lora import Params
-from mlecs_jax.models.multimodal import Answer, MultimodalModel
-from mlecs_jax.predict import map_rows
+from mlecs_jax.losses import SoftTargets
+from mlecs_jax.models.multimodal import MultimodalModel
+from mlecs_jax.predict import CHUNK, map_rows
 
 Weighting = Literal["uniform", "modality", "confidence"]
 
 
 def of_rows(
     model: MultimodalModel, backbone: Params, params: Params, rows: Rows,
-    owned: Bool[Array, " M"], moments: dict[str, Moments], ids: Int[Array, "n T K"],
-) -> tuple[Float[Array, "n T K"], Float[Array, " n"]]:
-    """A node's probabilities of the given tokens on all its rows, and what it saw of each.
+    owned: Bool[Array, " M"], moments: dict[str, Moments], asked: Int[Array, "n T K"] | int,
+) -> tuple[SoftTargets, Float[Array, " n"]]:
+    """A node's probabilities of few tokens at each answer position of all its rows.
+
+    The first position follows the prompt; later ones follow the row's own target, and the node is
+    silent (all 0) at those whose target it does not know.
 
     Args:
-      ids: tokens asked about at each answer position; later positions follow the row's own target.
+      asked: the tokens, or how many of its likeliest ones the node may choose at every position.
 
     Returns:
-      Probabilities over the whole vocabulary at ``ids`` (at most 1 in sum), and the number of
-      modalities that the node has of each row, 0 where it has none and its word is worth nothing.
+      Tokens and their probabilities over the whole vocabulary (at most 1 in sum), ``[n, T, K]``;
+      and the number of modalities the node has of each row, 0 where its word is worth nothing.
     """
+    positions = rows.target.shape[1] if isinstance(asked, int) else asked.shape[1]
+
     def chunk(index):
         batch = gather(rows, owned, moments, index)
         _, fused = model.represent(params, batch.inputs, batch.mask)
-        answer = model.answer(backbone, params, fused, batch.target)
-        return at(answer, ids[index]), jnp.sum(batch.mask, axis=1, dtype=jnp.float32)
+        answer = model.answer(backbone, params, fused, batch.target[:, :positions])
+        p = jax.nn.softmax(answer.logits().astype(jnp.float32))
+        ids = jax.lax.top_k(p, asked)[1] if isinstance(asked, int) else asked[index]
+        p = jnp.take_along_axis(p, ids, axis=-1)
+        first = jnp.arange(positions) == 0
+        p = jnp.where((first | (batch.target[:, :positions] >= 0))[..., None], p, 0.0)
+        return SoftTargets(ids, p), jnp.sum(batch.mask, axis=1, dtype=jnp.float32)
 
-    return map_rows(chunk, rows.target.shape[0])
+    return map_rows(chunk, rows.target.shape[0], max(1, CHUNK // positions))
 
 
-def at(answer: Answer, ids: Int[Array, "B T K"]) -> Float[Array, "B T K"]:
-    """Probabilities of tokens under a model's answer, at its first T positions."""
-    logits = answer.logits()[:, :ids.shape[1]].astype(jnp.float32)
-    return jnp.take_along_axis(jax.nn.softmax(logits), ids, axis=-1)
+def about(ids: Int[Array, "n T K"], said: SoftTargets) -> Float[Array, "n T K"]:
+    """What was said of the given tokens: probabilities ``[n, T, K]``, 0 of those not spoken of."""
+    same = ids[..., :, None] == said.ids[..., None, :]
+    return jnp.sum(jnp.where(same, said.probabilities[..., None, :], 0.0), axis=-1)
 
 
 def pool(

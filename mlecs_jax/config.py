@@ -150,6 +150,7 @@ class PlusConfig:
     weighting: Literal["uniform", "modality", "confidence"]
     public_share: float
     lora: bool
+    tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +285,8 @@ def parse(values: Mapping[str, Any]) -> Config:
                 "train.amt_steps": config.train.amt_steps,
                 "train.server_steps": config.train.server_steps,
                 "ccl.temperature": config.ccl.temperature, "kt.temperature": config.kt.temperature,
-                "kt.k": config.kt.k, "model.latent": config.model.latent,
+                "kt.k": config.kt.k, "plus.tokens": config.plus.tokens,
+                "model.latent": config.model.latent,
                 "model.soft_tokens": config.model.soft_tokens,
                 "clients.chunk": config.clients.chunk,
                 "data.rgb_size": config.data.rgb_size,

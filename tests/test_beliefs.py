@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mlecs_jax import beliefs
+from mlecs_jax.losses import SoftTargets
 
 A = jnp.array([[[0.6, 0.2]], [[0.1, 0.1]]])  # [n=2, T=1, K=2], normalised (.75, .25), (.5, .5)
 B = jnp.array([[[0.0, 0.8]], [[0.9, 0.1]]])  # (0, 1), (.9, .1)
@@ -40,3 +41,8 @@ def test_mixing_leaves_the_word_to_the_one_who_speaks():
                                rtol=1e-6)
     np.testing.assert_allclose(beliefs.mix(A, B, 1.0), B / B.sum(-1, keepdims=True), rtol=1e-6)
     assert not np.any(beliefs.mix(silent, silent, 0.5))
+
+
+def test_what_was_said_is_matched_by_token():
+    said = SoftTargets(ids=jnp.array([[[5, 9]]]), probabilities=jnp.array([[[0.7, 0.2]]]))
+    np.testing.assert_allclose(beliefs.about(jnp.array([[[9, 4, 5]]]), said), [[[0.2, 0, 0.7]]])

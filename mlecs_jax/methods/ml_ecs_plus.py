@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
 
 from mlecs_jax import aggregate, beliefs, channel, rounds
+from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Lora, Params
 from mlecs_jax.losses import SoftTargets
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
@@ -45,44 +45,52 @@ class State:
       devices: per cohort, stacked trainable groups of each device.
       llm: trainable groups of the server's LLM.
       broadcast: the averaged LoRA, on the edge.
-      pooled: float32 ``[n, T, K]`` pooled beliefs of the devices, on the cloud; 0 before the first
-        upload.
+      pooled: pooled beliefs of the devices on public samples ``[n, T, K]``, on the cloud; of
+        probability 0 before the first upload.
     """
 
     devices: tuple[Params, ...]
     llm: Params
     broadcast: Lora
-    pooled: Float[Array, "n T K"]
+    pooled: SoftTargets
 
 
 def build(setting: Setting) -> Method:
-    """ML-ECS+ over a setting; its levers are ``config.plus``."""
+    """ML-ECS+ over a setting; its levers are ``config.plus``.
+
+    Raises:
+      UserError: captions that the devices do not hold for the public samples.
+    """
     options, levers, topology = setting.config, setting.config.plus, setting.topology
+    if not setting.answer_ids and not options.partition.public_labels:
+        raise UserError("ml_ecs_plus teaches captions along the public ones, which devices must "
+                        "hold; set partition.public_labels=True")
     train_llm = rounds.lone_llm(setting)
     train_devices = setting.on_devices(device_stage)
     ask_devices = setting.on_devices(_device_beliefs)
     ask_server = jax.jit(functools.partial(_server_beliefs, setting))
     pool = jax.jit(functools.partial(beliefs.pool, weighting=levers.weighting))
+    mix = jax.jit(functools.partial(_teacher, share=levers.devices_share))
     predict = Predictor(setting)
-    tokens = answer_tokens(setting)
-    cloud_tokens, edge_tokens = topology.to_cloud(tokens), topology.to_edge(tokens)
+    no_label = topology.to_cloud(unlabelled(setting)[:, None, None])
 
     def init(key: jax.Array) -> State:
         lora = rounds.initial_slm(setting, key)["lora"]
-        return State(devices=rounds.initial_devices(setting, key, lora),
-                     llm=rounds.initial_llm(setting, key), broadcast=topology.to_edge(lora),
-                     pooled=topology.to_cloud(jnp.zeros(tokens.shape, jnp.float32)))
+        llm = rounds.initial_llm(setting, key)
+        asked = jax.eval_shape(ask_server, setting.cloud, llm)
+        return State(devices=rounds.initial_devices(setting, key, lora), llm=llm,
+                     broadcast=topology.to_edge(lora), pooled=topology.to_cloud(
+                         jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), asked)))
 
     def round(state: State, r: int, key: jax.Array) -> tuple[State, Diagnostics]:
         rate = rounds.rate_at(options, r)
         # 1. The LLM learns from public labels and, where there are none, from the devices.
-        lesson = jnp.where(unlabelled(setting)[:, None, None], state.pooled, 0.0)
-        llm, server = train_llm(state.llm, r, key, teacher=SoftTargets(cloud_tokens, lesson),
+        lesson = state.pooled.replace(
+            probabilities=jnp.where(no_label, state.pooled.probabilities, 0.0))
+        llm, server = train_llm(state.llm, r, key, teacher=lesson,
                                 weights={"lm": 1.0, "distil": levers.server_distil})
         # 2. The teacher: beliefs of the LLM and, in part, of the devices.
-        teacher = beliefs.mix(ask_server(setting.cloud, llm, cloud_tokens), state.pooled,
-                              levers.devices_share)
-        teacher = SoftTargets(edge_tokens, topology.to_edge(teacher.astype(WIRE)))
+        teacher = topology.to_edge(mix(ask_server(setting.cloud, llm), state.pooled))
         # 3. Devices learn from both sources in turn.
         devices = rounds.overwrite(state.devices, {"lora": state.broadcast}) \
             if levers.lora else state.devices
@@ -91,14 +99,15 @@ def build(setting: Setting) -> Method:
             teacher=teacher, steps=rounds.local_steps(options), rates=rounds.every_group(rate),
             weights={"lm": 1.0, "distil": levers.distil})
         # 4. They upload beliefs, LoRA and modality counts.
-        devices, (own, seen) = ask_devices(devices, r, rounds.stage_key(key, r, rounds.PUBLIC),
-                                           tokens=edge_tokens)
+        devices, (own, seen) = ask_devices(
+            devices, r, rounds.stage_key(key, r, rounds.PUBLIC), ids=teacher.ids)
         uploads = topology.to_cloud({
             "beliefs": own.astype(WIRE), "seen": seen,
             "lora": setting.join([params["lora"] for params in devices]),
             "modalities": setting.federation.owned_at(r).sum(axis=1)})
         # 5. One belief and one LoRA of all.
-        pooled = pool(uploads["beliefs"].astype(jnp.float32), uploads["seen"])
+        pooled = SoftTargets(ids=topology.to_cloud(teacher.ids), probabilities=pool(
+            uploads["beliefs"].astype(jnp.float32), uploads["seen"]))
         weights = aggregate.modality_weights(uploads["modalities"])
         lora = topology.to_edge(aggregate.weighted_mean(uploads["lora"], weights))
         return (State(devices=devices, llm=llm, broadcast=lora, pooled=pooled),
@@ -106,25 +115,22 @@ def build(setting: Setting) -> Method:
 
     def evaluate(state: State, r: int) -> Predictions:
         predictions = {"after_amt": predict.devices(state.devices, r),
-                       "server": predict.server(state.llm)}
+                       "server": predict.server(state.llm, r)}
         if levers.lora:
             received = rounds.overwrite(state.devices, {"lora": state.broadcast})
             predictions["after_broadcast"] = predict.devices(received, r)
         return predictions
 
     def communication(state: State) -> dict[str, int]:
-        lora = {"lora": state.broadcast} if levers.lora else {}
-        message = {"beliefs": jax.ShapeDtypeStruct(tokens.shape, WIRE)} | lora
-        return {"uplink": channel.num_bytes(message | {"modalities": np.zeros(1, np.int32)}),
-                "downlink": channel.num_bytes(message)}
+        said = {"beliefs": jax.ShapeDtypeStruct(state.pooled.ids.shape, WIRE),
+                "lora": state.broadcast if levers.lora else {}}
+        # Class tokens are known to all; those of captions travel down, two bytes each.
+        ids = {} if setting.answer_ids else {
+            "ids": jax.ShapeDtypeStruct(state.pooled.ids.shape, jnp.uint16)}
+        return {"uplink": channel.num_bytes(said | {"modalities": np.zeros(1, np.int32)}),
+                "downlink": channel.num_bytes(said | ids)}
 
     return Method(init=init, round=round, evaluate=evaluate, communication=communication)
-
-
-def answer_tokens(setting: Setting) -> Int[np.ndarray, "n 1 C"]:
-    """The tokens that nodes are asked about: those of the classes, for every public sample."""
-    ids = np.asarray(setting.answer_ids, np.int32)
-    return np.broadcast_to(ids, (setting.federation.public.target.shape[0], 1, len(ids)))
 
 
 def unlabelled(setting: Setting) -> np.ndarray:
@@ -132,18 +138,28 @@ def unlabelled(setting: Setting) -> np.ndarray:
     return ~(np.asarray(setting.federation.public.target) >= 0).any(-1)
 
 
+def _teacher(server: SoftTargets, pooled: SoftTargets, share: float) -> SoftTargets:
+    """The LLM's beliefs with the devices' as their ``share``, as exact as they travel."""
+    mixed = beliefs.mix(server.probabilities, beliefs.about(server.ids, pooled), share)
+    return server.replace(probabilities=mixed.astype(WIRE).astype(jnp.float32))
+
+
 def _device_beliefs(setting: Setting, model, shared, params: Params, device):
     """A device's beliefs on public samples; its parameters pass through."""
     rows = shared["public"]
     if device["public_available"] is not None:
         rows = rows.replace(available=device["public_available"])
-    return params, beliefs.of_rows(model, shared["slm"], params, rows, device["owned"],
-                                   shared["moments"], shared["tokens"])
+    said, seen = beliefs.of_rows(model, shared["slm"], params, rows, device["owned"],
+                                 shared["moments"], shared["ids"])
+    return params, (said.probabilities, seen)
 
 
-def _server_beliefs(setting: Setting, cloud, llm: Params, tokens):
-    """The LLM's beliefs on public samples, with every modality."""
+def _server_beliefs(setting: Setting, cloud, llm: Params) -> SoftTargets:
+    """The LLM's beliefs on public samples, with every modality: of the classes, or of its
+    ``plus.tokens`` likeliest tokens along a caption."""
     rows = cloud["public"]
+    classes = jnp.asarray(setting.answer_ids, jnp.int32)
+    asked = jnp.broadcast_to(classes, (rows.target.shape[0], 1, len(classes))) \
+        if setting.answer_ids else setting.config.plus.tokens
     every = jnp.ones(rows.available.shape[-1], bool)
-    own, _ = beliefs.of_rows(setting.llm, cloud["llm"], llm, rows, every, cloud["moments"], tokens)
-    return own
+    return beliefs.of_rows(setting.llm, cloud["llm"], llm, rows, every, cloud["moments"], asked)[0]

@@ -13,12 +13,13 @@ PLUS = {"method.name": "ml_ecs_plus"}
 
 def test_first_upload_teaches_in_the_next_round():
     setting, method, state = build(**PLUS | {"partition.server_labelled": 0.2})
-    assert not np.any(state.pooled)
+    assert not np.any(state.pooled.probabilities)
     first, _ = method.round(state, 0, jax.random.key(0))
-    np.testing.assert_allclose(first.pooled.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(first.pooled.probabilities.sum(-1), 1, rtol=1e-5)
     unlabelled = ml_ecs_plus.unlabelled(setting)
     assert unlabelled.mean() > 0.7
-    silent = first.replace(pooled=np.zeros_like(first.pooled))
+    silent = first.replace(pooled=first.pooled.replace(
+        probabilities=np.zeros_like(first.pooled.probabilities)))
     (taught, heard), (alone, unheard) = (
         method.round(jax.tree.map(np.array, s), 1, jax.random.key(0)) for s in (first, silent))
     assert heard["server"]["llm"]["distil"] > 0 and unheard["server"]["llm"]["distil"] == 0
@@ -53,6 +54,7 @@ def test_uplink_and_downlink_are_beliefs_and_lora():
 def test_placements_and_schedules(devices, overrides):
     """Back ends agree; per-sample absence and mixed structures run."""
     state, _ = run(*build(devices, **PLUS | overrides)[1:])
-    assert np.isfinite(state.pooled).all()
+    assert np.isfinite(state.pooled.probabilities).all()
     if "clients.backend" in overrides:
-        assert_close(state.pooled, run(*build(**PLUS)[1:])[0].pooled, atol=1e-4)
+        expected = run(*build(**PLUS)[1:])[0].pooled
+        assert_close(state.pooled.probabilities, expected.probabilities, atol=1e-4)
