@@ -69,6 +69,10 @@ class Program(NamedTuple):
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.op} {self.implementation} {self.shape} {self.dtype}"
+
 
 def gram_volume_programs(target: str) -> Iterator[Program]:
     import jax
@@ -125,12 +129,20 @@ def lm_head_programs(target: str) -> Iterator[Program]:
     import jax.numpy as jnp
 
     from mlecs_jax.kernels import lm_head
-    from mlecs_jax.kernels.lm_head import arg_specs, vocabulary
+    from mlecs_jax.kernels.lm_head import (
+        arg_specs,
+        pallas_gpu,
+        pallas_tpu,
+        vocabulary,
+    )
+    from mlecs_jax.kernels.lm_head import (
+        cross_entropy as chunked,
+    )
 
-    del target
+    pallas = pallas_gpu if target == "h200" else pallas_tpu
     # Not the host's sizes: the host is a CPU, the target is not.
     vocabulary.CHUNK_BYTES["cpu"] = vocabulary.CHUNK_BYTES_ELSEWHERE
-    for spec in arg_specs.AOT_SPECS[:1]:
+    for spec in arg_specs.AOT_SPECS:
 
         def shape(*size: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(size, dtype)
@@ -138,6 +150,24 @@ def lm_head_programs(target: str) -> Iterator[Program]:
         hidden, head = shape(spec.tokens, spec.d), shape(spec.vocabulary, spec.d)
         labels = shape(spec.tokens, dtype=jnp.int32)
         teacher = shape(spec.tokens, spec.teacher_d), shape(spec.vocabulary, spec.teacher_d)
+        tile = pallas.default_tile(spec.d)
+        assert tile is not None, f"{pallas.__name__} has no tile for {spec}"
+        size = vocabulary.chunk_size(spec.tokens, spec.vocabulary)
+        by_kernel = chunked.Options(-1, 0.0, 0.0, None, size, pallas.kernel(tile))
+
+        def fused(h: Any, w: Any, y: Any, own: chunked.Options = by_kernel) -> Any:
+            return chunked.cross_entropy(own, vocabulary.Model(h, w, None), y).mean()
+
+        yield Program(
+            "lm_head.cross_entropy",
+            f"{pallas.__name__.split('.')[-1]}{tile[0]}x{tile[1]}",
+            spec.name,
+            "bfloat16",
+            jax.value_and_grad(fused),
+            (hidden, head, labels),
+        )
+        if spec != arg_specs.AOT_SPECS[0]:  # minutes for a TPU, and the other width says the same
+            continue
         for implementation in ("reference", "xla"):
 
             def cross_entropy(h: Any, w: Any, y: Any, how: str = implementation) -> Any:
@@ -233,7 +263,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--target", required=True, choices=["h200", *TOPOLOGIES])
     parser.add_argument("--ops", default=",".join(OPS), help="comma-separated")
-    parser.add_argument("--only", default="", help="compile shapes whose name holds this")
+    parser.add_argument("--only", default="", help="programs whose name holds this: op, implementation, shape, dtype")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as dump:
@@ -246,7 +276,7 @@ def main() -> int:
         rows = []
         for op in options.ops.split(","):
             for program in OPS[op](options.target):
-                if options.only not in program.shape:
+                if options.only not in program.name:
                     continue
                 rows.append(compile_one(program, where, options.target, Path(dump)))
                 print(json.dumps(rows[-1]), flush=True)

@@ -11,9 +11,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mlecs_jax.kernels.lm_head import cross_entropy as chunked
-from mlecs_jax.kernels.lm_head import kl, reference, vocabulary
+from mlecs_jax.kernels.lm_head import kl, pallas_gpu, pallas_tpu, reference, vocabulary
 
-IMPLEMENTATIONS: tuple[str, ...] = ("reference", "xla")
+IMPLEMENTATIONS: tuple[str, ...] = ("reference", "xla", "pallas_gpu", "pallas_tpu")
+PALLAS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "pallas_gpu": (pallas_gpu, ("gpu", "cuda")),
+    "pallas_tpu": (pallas_tpu, ("tpu",)),
+}
 Pooling = Literal["full", "topk_rest", "adaptive_avg", "sorted_topk"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 # Poolings that forget which outcome is which, so that the two vocabularies may differ.
@@ -27,6 +31,26 @@ def _check_implementation(implementation: str | None) -> bool:
             f"implementation must be one of {IMPLEMENTATIONS} or None, got {implementation!r}"
         )
     return implementation == "reference"
+
+
+def _kernel(implementation: str | None, hidden: jax.Array) -> Any:
+    """The Pallas kernel that was asked for, or None for the walk in XLA."""
+    if implementation not in PALLAS:
+        return None
+    module, platforms = PALLAS[implementation]
+    tile, backend = module.default_tile(hidden.shape[1]), jax.default_backend()
+    reason = None
+    if hidden.dtype.itemsize > 4:
+        reason = f"it sums in float32, and the hidden states are {hidden.dtype}"
+    elif jax.typeof(hidden).vma:
+        reason = "it has not been made to run inside shard_map"
+    elif tile is None:
+        reason = f"a width of {hidden.shape[1]} does not fit in on-chip memory"
+    elif backend not in platforms:
+        reason = f"it runs on {platforms[0]}, and the default device is a {backend}"
+    if reason is not None:
+        raise NotImplementedError(f"{implementation}: {reason}; None chooses what runs here")
+    return module.kernel(tile)
 
 
 def _check_model(who: str, hidden: jax.Array, head: jax.Array, bias: jax.Array | None) -> None:
@@ -62,8 +86,9 @@ def linear_cross_entropy(
       ignore_index: label of tokens that do not count.
       label_smoothing: share of the target spread evenly over the vocabulary.
       z_loss: adds z_loss * (log-sum-exp of the logits)^2, as PaLM does to keep them small.
-      implementation: 'xla' (vocabulary in chunks), 'reference' (logits written out), or None
-        for 'xla'.
+      implementation: 'xla' (vocabulary in chunks), 'reference' (logits written out),
+        'pallas_gpu' or 'pallas_tpu' (logits never leave the chip; a head's gradient is 'xla'
+        still), or None for 'xla': no kernel has been timed on a device yet.
       precision: of the matrix products; None is JAX's default for the platform.
 
     Returns:
@@ -73,6 +98,7 @@ def linear_cross_entropy(
 
     Raises:
       ValueError: shapes or options that are wrong.
+      NotImplementedError: the kernel asked for cannot run this; says why.
     """
     h, w, y, b = jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(labels), _optional(bias)
     _check_model("linear_cross_entropy", h, w, b)
@@ -82,8 +108,14 @@ def linear_cross_entropy(
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     if _check_implementation(implementation):
         return reference.cross_entropy(h, w, b, y, ignore_index, label_smoothing, z_loss)
-    size = vocabulary.chunk_size(h.shape[0], w.shape[0])
-    options = chunked.Options(ignore_index, label_smoothing, z_loss, precision, size)
+    options = chunked.Options(
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        precision,
+        vocabulary.chunk_size(h.shape[0], w.shape[0]),
+        _kernel(implementation, h),
+    )
     return chunked.cross_entropy(options, vocabulary.Model(h, w, b), y)
 
 
@@ -124,6 +156,7 @@ def linear_kl(
 
     Raises:
       ValueError: shapes or options that are wrong.
+      NotImplementedError: a Pallas implementation, of which there is none.
     """
     stop = jax.lax.stop_gradient
     th, tw, tb = stop(
@@ -146,6 +179,8 @@ def linear_kl(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     teacher, student = _tempered(th, tw, tb, temperature), _tempered(sh, sw, sb, temperature)
+    if implementation in PALLAS:
+        raise NotImplementedError(f"{implementation}: linear_kl runs on XLA alone; leave None")
     if _check_implementation(implementation):
         return reference.pooled_kl(
             reference.logits(*teacher), reference.logits(*student), pooling, k

@@ -89,13 +89,14 @@ def logits(hidden: jax.Array, chunk: Chunk, precision: Any) -> jax.Array:
     """[N, size] in float32 or wider."""
     dtype = jnp.result_type(jnp.float32, hidden.dtype)
     head = chunk.head.astype(hidden.dtype)
-    x = _product(hidden, head, (1, 1), precision, dtype)
+    x = product(hidden, head, (1, 1), precision, dtype)
     return x if chunk.bias is None else x + chunk.bias.astype(dtype)
 
 
-def _product(
+def product(
     x: jax.Array, y: jax.Array, axes: tuple[int, int], precision: Any, dtype: Any
 ) -> jax.Array:
+    """x y contracting the two given axes, sums in `dtype`."""
     dims = (((axes[0],), (axes[1],)), ((), ()))
     return jax.lax.dot_general(x, y, dims, precision=precision, preferred_element_type=dtype)
 
@@ -103,7 +104,7 @@ def _product(
 def weighted_rows(weights: jax.Array, chunk: Chunk, precision: Any) -> jax.Array:
     """sum_v weights[:, v] head_v: [N, size] -> [N, D], in the weights' type."""
     narrow = weights.astype(chunk.head.dtype)
-    return _product(narrow, chunk.head, (1, 0), precision, weights.dtype)
+    return product(narrow, chunk.head, (1, 0), precision, weights.dtype)
 
 
 def rows_at(head: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
@@ -133,7 +134,7 @@ def head_gradient(
     def step(chunk: Chunk, carry: Any) -> Any:
         grad_head, grad_bias = carry
         grad = weights(chunk, logits(hidden, chunk, precision))
-        rows = _product(grad.astype(hidden.dtype), hidden, (0, 0), precision, grad.dtype)
+        rows = product(grad.astype(hidden.dtype), hidden, (0, 0), precision, grad.dtype)
         grad_head = jax.lax.dynamic_update_slice_in_dim(
             grad_head, rows.astype(head.dtype), chunk.start, 0
         )
