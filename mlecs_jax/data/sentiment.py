@@ -139,22 +139,33 @@ def split(data: SentimentData, kind: str, seed: int = 0) -> Split:
     return result
 
 
+def moments(
+    data: SentimentData, rows: Int[np.ndarray, " a"]
+) -> dict[str, tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]]:
+    """Mean and standard deviation of every feature over the real steps of some rows, float64.
+
+    A step whose features are all zero is padding. The deviation of a constant feature is infinite,
+    so that the feature becomes zero when divided by it.
+    """
+    result = {}
+    for name in MODALITIES:
+        own = getattr(data, name)[rows]
+        seen = own[own.any(axis=-1)].astype(np.float64)
+        std = seen.std(axis=0)
+        result[name] = seen.mean(axis=0), np.where(std < 1e-6, np.inf, std)
+    return result
+
+
 def standardise(data: SentimentData, rows: Int[np.ndarray, " a"]) -> SentimentData:
     """Features as z-scores of training rows, clipped to ±5; padding steps stay zero.
 
-    A step whose features are all zero is padding. A feature that is constant becomes zero.
-
     Args:
-      rows: the training rows, which alone give mean and standard deviation.
+      rows: the training rows, which alone give the :func:`moments`.
     """
     scaled = {}
-    for name in MODALITIES:
+    for name, (mean, std) in moments(data, rows).items():
         array = getattr(data, name)
-        real = array.any(axis=-1)
-        seen = array[rows][real[rows]].astype(np.float64)
-        mean, std = seen.mean(axis=0), seen.std(axis=0)
-        std[std < 1e-6] = np.inf
-        z = np.clip((array - mean) / std, -5, 5) * real[..., None]
+        z = np.clip((array - mean) / std, -5, 5) * array.any(axis=-1, keepdims=True)
         scaled[name] = z.astype(np.float32)
     return dataclasses.replace(data, **scaled)
 

@@ -56,20 +56,39 @@ class Pace:
 
 
 @dataclasses.dataclass(frozen=True)
+class Report:
+    """A model on its way: what an edge does between two requests.
+
+    Attributes:
+      edge: whose.
+      cycle: how many models the edge has sent before.
+      read: the version it is trained from; the initial model is version 0.
+      began: simulated seconds when the edge requested that version.
+    """
+
+    edge: int
+    cycle: int
+    read: int
+    began: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Arrival:
     """The cloud takes in models and makes a version.
 
     Attributes:
       time: simulated seconds since the start.
-      edges: whose models arrive: one, or all of them after a barrier.
-      read: the version each arriving model was trained from; the initial model is version 0.
-      version: the version that is made.
+      reports: the models that arrive: one, or after a barrier one of every edge.
+      version: the version that is made, from 1.
     """
 
     time: float
-    edges: tuple[int, ...]
-    read: tuple[int, ...]
+    reports: tuple[Report, ...]
     version: int
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        return tuple(report.edge for report in self.reports)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,33 +120,46 @@ class Timing:
                      + links.edge_cloud.upload(size))
 
 
-def asynchronous(timing: Timing, versions: int) -> list[Arrival]:
-    """Edges that report when they are ready, and begin again from the version just made.
+def synchronous(timing: Timing, rounds: int) -> list[Arrival]:
+    """A barrier every round: all edges train from one version, the slowest sets the time.
 
-    Args:
-      versions: arrivals in all.
+    Raises:
+      UserError: no edges, or no rounds.
     """
-    _check(timing, versions)
-    clock: EventClock[tuple[int, int, int]] = EventClock()  # edge, its cycle, version read
-    for edge in range(len(timing.paces)):
-        clock.schedule(timing.cycle(edge, 0), (edge, 0, 0))
-    arrivals = []
-    for version, (edge, number, read) in enumerate(clock, start=1):
-        arrivals.append(Arrival(clock.now, (edge,), (read,), version))
-        if version == versions:
-            break
-        clock.schedule(timing.cycle(edge, number + 1), (edge, number + 1, version))
+    if rounds < 1 or not timing.paces:
+        raise UserError(f"{rounds} rounds over {len(timing.paces)} edges; give 1 or more of both")
+    edges = range(len(timing.paces))
+    arrivals, now = [], 0.0
+    for number in range(rounds):
+        reports = tuple(Report(edge, number, number, now) for edge in edges)
+        now += max(timing.cycle(edge, number) for edge in edges)
+        arrivals.append(Arrival(now, reports, number + 1))
     return arrivals
 
 
-def synchronous(timing: Timing, versions: int) -> list[Arrival]:
-    """A barrier every round: all edges train from one version, the slowest sets the time."""
-    _check(timing, versions)
-    edges = tuple(range(len(timing.paces)))
-    times = np.cumsum([max(timing.cycle(edge, number) for edge in edges)
-                       for number in range(versions)])
-    return [Arrival(float(time), edges, (number,) * len(edges), number + 1)
-            for number, time in enumerate(times)]
+def asynchronous(timing: Timing, horizon: float) -> list[Arrival]:
+    """Edges report when they are ready, and begin again from the version just made.
+
+    Args:
+      horizon: simulated seconds; later arrivals are left out.
+
+    Raises:
+      UserError: nobody reports in that time.
+    """
+    clock: EventClock[Report] = EventClock()
+    for edge in range(len(timing.paces)):
+        clock.schedule(timing.cycle(edge, 0), Report(edge, 0, 0, 0.0))
+    arrivals: list[Arrival] = []
+    for report in clock:
+        if clock.now > horizon * (1 + 1e-9):  # a sum of the same times in another order
+            break
+        version = len(arrivals) + 1
+        arrivals.append(Arrival(clock.now, (report,), version))
+        following = Report(report.edge, report.cycle + 1, version, clock.now)
+        clock.schedule(timing.cycle(report.edge, following.cycle), following)
+    if not arrivals:
+        raise UserError(f"no edge reports within {horizon} simulated seconds; give more time")
+    return arrivals
 
 
 def staleness(arrivals: Sequence[Arrival], num_edges: int) -> np.ndarray:
@@ -139,12 +171,6 @@ def staleness(arrivals: Sequence[Arrival], num_edges: int) -> np.ndarray:
     read = np.zeros(num_edges, np.int32)
     rows = []
     for arrival in arrivals:
-        read[list(arrival.edges)] = arrival.read
+        read[list(arrival.edges)] = [report.read for report in arrival.reports]
         rows.append(arrival.version - 1 - read)
     return np.stack(rows).astype(np.int32)
-
-
-def _check(timing: Timing, versions: int) -> None:
-    if versions < 1 or not timing.paces:
-        raise UserError(f"a schedule of {versions} versions over {len(timing.paces)} edges; give "
-                        "1 or more of both")

@@ -19,9 +19,9 @@ from mlecs_jax.mega.links import Link
 from mlecs_jax.mega.packets import Header
 from mlecs_jax.mega.registration import Reply
 
-CLIP = {"text": 20.0, "audio": 6.0, "vision": 6.0}
-"""Largest magnitude kept, in units of the (standardised) feature. Word vectors are bounded by
-training and are only guarded; acoustic and facial trackers throw outliers."""
+MODALITIES = ("text", "audio", "vision")
+LARGEST = 1e6
+"""A magnitude that no feature reaches; beyond it a tracker has failed."""
 
 
 def clean(
@@ -29,34 +29,33 @@ def clean(
 ) -> tuple[NDArray[np.float32], float]:
     """A reading ready to send, and the share of it that was usable.
 
-    Non-finite values become zero (COVAREP writes −inf for silence); vision holds the last face
-    seen over steps where the tracker lost it, which it reports as all zeros; outliers are clipped;
-    a reading longer than ``length`` keeps its newest steps, a shorter one is zero-padded on the
-    left.
+    Values that are not finite, or absurdly large, become zero (COVAREP writes −inf for silence).
+    Vision holds the last face seen over steps where the tracker lost it, which it reports as all
+    zeros; in text and audio a step of zeros is a pause and stays one. A reading longer than
+    ``length`` keeps its newest steps, a shorter one is zero-padded on the left.
 
     Args:
       reading: ``[t, d]``, any t.
 
     Returns:
-      float32 ``[length, d]`` and the quality in [0, 1]: finite values of the kept steps, for
+      float32 ``[length, d]`` and the quality in [0, 1]: usable values of the kept steps, for
       vision those of steps with a face, over all values of ``length`` steps.
 
     Raises:
       ValueError: not ``[t, d]``, or an unknown modality.
     """
-    if modality not in CLIP:
-        raise ValueError(f"unknown modality '{modality}'; use {', '.join(CLIP)}")
+    if modality not in MODALITIES:
+        raise ValueError(f"unknown modality '{modality}'; use {', '.join(MODALITIES)}")
     if reading.ndim != 2 or not reading.shape[1]:
         raise ValueError(f"a reading of shape {reading.shape}; give [steps, features]")
     kept = np.asarray(reading[max(0, len(reading) - length):], np.float32)
-    usable = finite = np.asarray(np.isfinite(kept))
-    values = np.where(finite, kept, np.float32(0))
+    usable = np.abs(kept) < LARGEST  # False for NaN
+    values = np.where(usable, kept, np.float32(0))
     if modality == "vision" and len(values):
         seen = values.any(axis=1)
-        usable = finite & seen[:, None]
+        usable = usable & np.expand_dims(seen, 1)
         newest = np.maximum.accumulate(np.where(seen, np.arange(len(values)), -1))
-        values = np.where((newest >= 0)[:, None], values[np.maximum(newest, 0)], values)
-    values = np.clip(values, -CLIP[modality], CLIP[modality])
+        values = np.where(np.expand_dims(newest >= 0, 1), values[np.maximum(newest, 0)], values)
     padded = np.zeros((length, reading.shape[1]), np.float32)
     padded[length - len(values):] = values
     return padded, float(usable.sum() / padded.size)

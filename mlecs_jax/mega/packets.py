@@ -224,4 +224,4 @@ def _header(packed: bytes) -> Header:
 
 def _packed(fields: Mapping[str, Any]) -> bytes:
     """The header's bytes, fields always in the order of :data:`FIELDS`."""
-    return msgpack.packb({name: fields[name] for name in FIELDS}, use_bin_type=True)
+    return bytes(msgpack.Packer(use_bin_type=True).pack({name: fields[name] for name in FIELDS}))

@@ -163,7 +163,7 @@ def configure(profile: Profile, demand: Demand) -> Reply:
 
 def pack(message: Profile | Reply) -> bytes:
     """A profile or reply as msgpack."""
-    return msgpack.packb(dataclasses.asdict(message), use_bin_type=True)
+    return bytes(msgpack.Packer(use_bin_type=True).pack(dataclasses.asdict(message)))
 
 
 def unpack_profile(message: bytes) -> Profile:

@@ -49,8 +49,10 @@ def test_events_come_in_order_and_ties_in_the_order_scheduled():
 
 def test_an_asynchronous_schedule_by_hand():
     """Edges of 2, 3 and 8 s: arrivals at 2, 3, 4, 6, 6, 8, 8, with the versions they read."""
-    arrivals = clock.asynchronous(timing([2.0, 3.0, 8.0]), 7)
-    got = [(a.time, a.edges[0], a.read[0], a.version) for a in arrivals]
+    arrivals = clock.asynchronous(timing([2.0, 3.0, 8.0]), 8.5)
+    got = [(a.time, a.edges[0], a.reports[0].read, a.version) for a in arrivals]
+    assert [(a.reports[0].cycle, a.reports[0].began) for a in arrivals[:4]] == [
+        (0, 0), (0, 0), (1, 2), (1, 3)]
     assert [(t, e) for t, e, *_ in got[:3]] == [(2, 0), (3, 1), (4, 0)]
     # At t = 6 edge 1 began at 3 and edge 0 at 4: the one that was scheduled first comes first.
     assert got[3:5] == [(6, 1, 2, 4), (6, 0, 3, 5)]
@@ -62,9 +64,9 @@ def test_an_asynchronous_schedule_by_hand():
 
 def test_a_synchronous_round_lasts_as_long_as_the_slowest_edge():
     arrivals = clock.synchronous(timing([2.0, 3.0, 8.0]), 3)
-    assert [(a.time, a.edges, a.read, a.version) for a in arrivals] == [
-        (8, (0, 1, 2), (0, 0, 0), 1), (16, (0, 1, 2), (1, 1, 1), 2),
-        (24, (0, 1, 2), (2, 2, 2), 3)]
+    assert [(a.time, a.edges, a.version) for a in arrivals] == [
+        (8, (0, 1, 2), 1), (16, (0, 1, 2), 2), (24, (0, 1, 2), 3)]
+    assert [(r.cycle, r.read, r.began) for r in arrivals[2].reports] == [(2, 2, 16.0)] * 3
     assert not clock.staleness(arrivals, 3).any()
 
 
@@ -77,16 +79,24 @@ def test_a_cycle_adds_both_links_in_both_directions_and_the_slowest_end():
 
 def test_jitter_is_reproducible_and_the_same_in_every_schedule():
     shaken = timing([1.0, 1.0, 4.0], jitter=0.3, seed=7)
-    first = clock.asynchronous(shaken, 30)
-    assert first == clock.asynchronous(timing([1.0, 1.0, 4.0], jitter=0.3, seed=7), 30)
-    assert first != clock.asynchronous(timing([1.0, 1.0, 4.0], jitter=0.3, seed=8), 30)
+    first = clock.asynchronous(shaken, 30.0)
+    assert first == clock.asynchronous(timing([1.0, 1.0, 4.0], jitter=0.3, seed=7), 30.0)
+    assert first != clock.asynchronous(timing([1.0, 1.0, 4.0], jitter=0.3, seed=8), 30.0)
     longest = max(shaken.cycle(edge, 0) for edge in range(3))
     assert clock.synchronous(shaken, 1)[0].time == pytest.approx(longest)
     assert min(a.time for a in first if a.edges == (2,)) == pytest.approx(shaken.cycle(2, 0))
 
 
-def test_a_schedule_needs_edges_and_versions():
-    for wrong in (lambda: clock.asynchronous(timing([]), 3),
+def test_a_schedule_needs_edges_rounds_and_time():
+    for wrong in (lambda: clock.synchronous(timing([]), 3),
                   lambda: clock.synchronous(timing([1.0]), 0)):
         with pytest.raises(UserError, match="1 or more of both"):
             wrong()
+    with pytest.raises(UserError, match="no edge reports"):
+        clock.asynchronous(timing([2.0]), 1.0)
+
+
+def test_equal_edges_without_jitter_all_report_once_in_a_round():
+    equal = timing([2.0, 2.0, 2.0])
+    arrivals = clock.asynchronous(equal, clock.synchronous(equal, 1)[-1].time)
+    assert [a.reports[0] for a in arrivals] == [clock.Report(e, 0, 0, 0.0) for e in range(3)]

@@ -7,7 +7,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from mlecs_jax.mega import end_device, registration
+from mlecs_jax.mega import registration
 from mlecs_jax.mega.end_device import EndDevice, clean
 from mlecs_jax.mega.links import Link
 from mlecs_jax.mega.packets import Receiver
@@ -105,10 +105,10 @@ def test_noise_is_refused():
 
 
 def test_cleaning_repairs_what_sensors_break():
-    audio = np.array([[-np.inf, 1.0], [2.0, np.nan], [50.0, -50.0]])
+    audio = np.array([[-np.inf, 1.0], [2.0, np.nan], [5e6, -50.0]])
     values, quality = clean("audio", audio, 5)
-    np.testing.assert_array_equal(values, [[0, 0], [0, 0], [0, 1], [2, 0], [6, -6]])
-    assert quality == pytest.approx(4 / 10) and values.dtype == np.float32
+    np.testing.assert_array_equal(values, [[0, 0], [0, 0], [0, 1], [2, 0], [0, -50]])
+    assert quality == pytest.approx(3 / 10) and values.dtype == np.float32
     face = np.array([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [3.0, 0.0]])
     values, quality = clean("vision", face, 5)
     np.testing.assert_array_equal(values, [[0, 0], [1, 2], [1, 2], [1, 2], [3, 0]])
@@ -140,7 +140,3 @@ def test_a_device_sends_packets_that_its_edge_takes_before_the_deadline():
     assert link.upload(sum(map(len, sent[:3]))) <= 0.051
     assert packets[0] is not None
     np.testing.assert_allclose(packets[0].values, readings["text"], rtol=1e-3, atol=1e-4)
-
-
-def test_modalities_have_a_rule_of_cleaning():
-    assert set(end_device.CLIP) == {"text", "audio", "vision"}

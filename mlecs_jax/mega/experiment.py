@@ -1,0 +1,174 @@
+"""The loop of a Mega-CE² run: restore, version, evaluate, log, save; then personalise, sum up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlecs_jax import runlog
+from mlecs_jax.checkpoint import Checkpoints
+from mlecs_jax.data.sentiment import MODALITIES, SentimentData
+from mlecs_jax.experiment import COMPILE_CLOCK
+from mlecs_jax.mega import setting as settings
+from mlecs_jax.mega.config import MegaConfig
+from mlecs_jax.mega.setting import MegaSetting
+from mlecs_jax.methods import mega_ce2
+from mlecs_jax.methods.mega_ce2 import MegaMethod, State
+from mlecs_jax.methods.method import Predictions
+from mlecs_jax.metrics import sentiment as metrics
+from mlecs_jax.models import adapters as adapter_blocks
+
+OnVersion = Callable[[dict[str, Any]], None]
+
+
+def run(
+    config: MegaConfig, workdir: Path, *, data: SentimentData | None = None,
+    on_start: Callable[[MegaMethod, int], None] = lambda method, complete: None,
+    on_version: OnVersion = lambda record: None,
+) -> dict[str, Any]:
+    """Trains to the end, beginning where the folder's last complete version left off.
+
+    Args:
+      workdir: the run's folder; created if absent.
+      data: the dataset, if it is already loaded.
+      on_start: called once with the method and the number of versions already complete.
+      on_version: called with every new metrics record.
+
+    Returns:
+      The contents of ``summary.json``: under ``server`` the scores of the global model, under
+      ``client`` those of the personalised ones, both of the version with the lowest validation
+      error and on test segments; ``communication``, ``timing`` and ``extra``.
+
+    Raises:
+      UserError: bad data or options, or a folder that holds another run.
+    """
+    compiled_before = COMPILE_CLOCK.seconds
+    data = settings.load(config.data) if data is None else data
+    setting = settings.build(config, data)
+    method = mega_ce2.build(setting)
+    identity = dataclasses.asdict(config) | {"samples": data_identity(data)}
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(runlog.RunLog(workdir, identity)))
+        checkpoints = stack.enter_context(
+            contextlib.closing(Checkpoints(workdir / "checkpoints")))
+        key = jax.random.key(config.seed)
+        state = method.init(jax.random.fold_in(key, 0))
+        complete, state = checkpoints.restore(state)
+        log.resume(complete)
+        on_start(method, complete)
+        versions = len(method.arrivals)
+        if complete == versions and (done := log.finished_summary(complete)):
+            return done
+        communication = method.communication(state)
+        for r in range(complete, versions):
+            state, record = _version(setting, method, state, r, jax.random.fold_in(key, 1))
+            log.append(record)
+            checkpoints.save(r + 1, state)
+            on_version(record)
+        summary = _summary(setting, method, state, jax.random.fold_in(key, 2), log.records,
+                           communication)
+        summary["timing"]["compile_seconds"] = round(COMPILE_CLOCK.seconds - compiled_before, 2)
+        log.write_summary(summary)
+    return summary
+
+
+def data_identity(data: SentimentData) -> dict[str, Any]:
+    """What a run was trained on: its source, size and a hash of every array."""
+    digest = hashlib.sha256()
+    for name in (*MODALITIES, "labels", "videos", "canonical"):
+        digest.update(getattr(data, name).tobytes())
+    return {"source": data.source, "form": data.form, "samples": len(data),
+            "sha256": digest.hexdigest()}
+
+
+def _version(
+    setting: MegaSetting, method: MegaMethod, state: State, r: int, key: jax.Array
+) -> tuple[State, dict[str, Any]]:
+    """One version and its metrics record."""
+    begun = time.perf_counter()
+    state, diagnostics = method.round(state, r, key)
+    diagnostics = jax.device_get(diagnostics)
+    trained = time.perf_counter()
+    arrival, versions = method.arrivals[r], len(method.arrivals)
+    record: dict[str, Any] = {
+        "round": r, "rounds": versions, "data_source": setting.federation.data.source,
+        "time": round(arrival.time, 4), "edges": list(arrival.edges),
+        "staleness": [arrival.version - 1 - report.read for report in arrival.reports],
+        "train": jax.tree.map(lambda x: np.asarray(x).tolist(), diagnostics)}
+    if (r + 1) % setting.config.eval.every == 0 or r + 1 == versions:
+        found = score(setting, method.evaluate(state, r))
+        state = method.keep_best(state, r, found["val"]["mae"])
+        record["eval"] = found
+    record["seconds"] = round(trained - begun, 4)
+    record["evaluation_seconds"] = round(time.perf_counter() - trained, 4)
+    return state, record
+
+
+def score(setting: MegaSetting, predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Scores on all validation and on all test segments."""
+    split, labels = setting.federation.split, setting.federation.data.labels
+    return {part: metrics.scores(labels[getattr(split, part)], predictions[part])
+            for part in ("val", "test")}
+
+
+def score_edges(
+    setting: MegaSetting, predictions: Predictions
+) -> list[dict[str, float]]:
+    """Scores of every edge on its own test segments."""
+    federation = setting.federation
+    place = {int(row): i for i, row in enumerate(federation.split.test)}
+    result = []
+    for rows, real in zip(federation.test.rows, federation.test.real, strict=True):
+        own = rows[real]
+        answers = predictions["test"][[place[int(row)] for row in own]]
+        result.append(metrics.scores(federation.data.labels[own], answers))
+    return result
+
+
+def _summary(
+    setting: MegaSetting, method: MegaMethod, state: State, key: jax.Array,
+    records: list[dict[str, Any]], communication: dict[str, int],
+) -> dict[str, Any]:
+    """Personalises the best version and puts the run's results together."""
+    begun = time.perf_counter()
+    model = state.best["model"]
+    adapters, personal = method.personalise(model, key)
+    overall = method.evaluate(state.replace(cloud=model), len(records) - 1)
+    federation = setting.federation
+    edges = [{"global": before, "personal": after} for before, after in
+             zip(score_edges(setting, overall), score_edges(setting, personal), strict=True)]
+    one = jax.tree.map(lambda x: x[0], adapters)
+    return {
+        "method": setting.config.method.name, "mode": setting.config.method.mode,
+        "data_source": federation.data.source, "caution": federation.data.caution,
+        "rounds": len(records), "best_version": int(state.best["version"]),
+        "server": score(setting, overall)["test"], "client": score(setting, personal)["test"],
+        "validation": {"server": score(setting, overall)["val"],
+                       "client": score(setting, personal)["val"]},
+        "edges": edges,
+        "communication": {
+            "uplink_bytes": communication["uplink"], "downlink_bytes": communication["downlink"],
+            "adapter_bytes_sent": 0},
+        "timing": {
+            "train_seconds": round(sum(record["seconds"] for record in records), 2),
+            "personalise_seconds": round(time.perf_counter() - begun, 2),
+            "simulated_seconds": round(method.arrivals[-1].time, 4)},
+        "extra": {
+            "parameters": _size(model), "adapter_parameters": _size(one),
+            "worst_edge_mae": {kind: max(edge[kind]["mae"] for edge in edges)
+                               for kind in ("global", "personal")},
+            "adapter_blocks": 1 if adapter_blocks.SHARED in adapters else len(adapters)},
+        "personalisation_history": personal["history"],
+    }
+
+
+def _size(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

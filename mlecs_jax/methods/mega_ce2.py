@@ -1,0 +1,347 @@
+"""Mega-CE² (2025): end devices, edges and a cloud that waits for no one.
+
+A version of the global model w_g, in the paper's order:
+
+1. an idle edge requests w_g and broadcasts it to its ends (§3.3);
+2. the ends train it on their own segments;
+3. the edge waits for its ends and averages them ∝ n (synchronous);
+4. it uploads its model w_i and n_i, nothing else;
+5. the cloud aggregates at once, over the last model of every edge (asynchronous, Eq. 4);
+6. the edge has the new version, and begins again.
+
+Then every edge freezes w_g and tunes an adapter θ_i on what its ends sent it; w_g ⊕ θ_i serves
+(§3.4). Adapters are never part of a message.
+
+Who reports when is the schedule's (:mod:`mlecs_jax.mega.clock`): a synchronous round is an arrival
+of all edges at once, and is FedAvg over the ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mlecs_jax import aggregate, channel, train
+from mlecs_jax.mega import clock
+from mlecs_jax.mega.clock import Arrival, Report
+from mlecs_jax.mega.federation import Padded
+from mlecs_jax.mega.setting import MegaSetting
+from mlecs_jax.methods.method import Diagnostics, Method, Predictions
+from mlecs_jax.models import adapters as adapter_blocks
+from mlecs_jax.models.adapters import Adapters
+
+Params = Any
+TRAIN, TUNE, ADAPTERS = range(3)  # stages, folded into keys
+PREDICTED_TOGETHER = 128  # segments
+
+
+@struct.dataclass
+class State:
+    """What lives between versions.
+
+    Attributes:
+      cloud: w_g.
+      received: the version that each edge's ends are training, stacked over edges.
+      last: the last model of each edge, w_i of Eq. 4; at first the initial one.
+      best: ``model``, ``version`` and ``mae`` of the version with the lowest validation error.
+    """
+
+    cloud: Params
+    received: Params
+    last: Params
+    best: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MegaMethod(Method):
+    """Adds to :class:`Method`, whose rounds are versions here:
+
+    Attributes:
+      arrivals: what makes each version, and when.
+      keep_best: ``(state, r, validation MAE) → state``.
+      personalise: ``(w_g, key) → (θ of every edge, predictions)``; predictions as
+        :meth:`Method.evaluate` has them, each segment's from the model of its own edge, and
+        the mean validation error of the edges after each epoch.
+    """
+
+    arrivals: list[Arrival]
+    keep_best: Callable[[State, int, float], State]
+    personalise: Callable[[Params, jax.Array], tuple[Adapters, Predictions]]
+
+
+def build(setting: MegaSetting) -> MegaMethod:
+    """The three-tier method over a setting."""
+    config, topology, federation = setting.config, setting.topology, setting.federation
+    num_edges, num_ends = config.partition.edges, config.partition.ends
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+                            setting.model.init(jax.random.key(0), setting.example()))
+    timing = setting.timing(upload(template, np.int32(0), template))
+    arrivals = setting.schedule(timing)
+    staleness = clock.staleness(arrivals, num_edges)
+    counts = jnp.asarray(federation.edges.counts)
+    steps = setting.steps()
+    together = max(1, config.clients.chunk // num_ends)  # edges whose ends train at once
+    train_ends = setting.for_each_client(functools.partial(train_end, setting))
+    predict = Predictor(setting)
+
+    def init(key: jax.Array) -> State:
+        model = setting.model.init(key, setting.example())
+        stacked = jax.tree.map(lambda x: np.stack([x] * num_edges), model)
+        best = {"model": model, "version": np.int32(0), "mae": np.float32(np.inf)}
+        return State(cloud=topology.to_cloud(model), received=topology.to_edge(stacked),
+                     last=topology.to_cloud(stacked), best=topology.to_cloud(best))
+
+    def train_edges(state: State, reports: Sequence[Report], key: jax.Array):
+        """The new models of some edges and what their ends say of the training."""
+        edges = np.array([report.edge for report in reports])
+        ends = (edges[:, None] * num_ends + np.arange(num_ends)).ravel()
+        # 1. Every end has the version that its edge requested.
+        models = topology.to_edge(_broadcast(state.received, edges, num_ends), per_client=True)
+        # 2. Ends train.
+        own = rows_of(federation.ends, ends) | {
+            "steps": steps[ends],
+            "rate": np.repeat([_rate(setting, arrivals, report.began) for report in reports],
+                              num_ends).astype(np.float32),
+            "key": end_keys(key, np.repeat([report.cycle for report in reports], num_ends), ends)}
+        models, diagnostics = train_ends(
+            setting.segments, models, topology.to_edge(own, per_client=True))
+        # 3. Edges average their ends ∝ n.
+        parents = np.repeat(np.arange(len(edges)), num_ends)
+        return _group_mean(models, own["count"], parents, len(edges)), diagnostics
+
+    def round(state: State, r: int, key: jax.Array) -> tuple[State, Diagnostics]:
+        arrival = arrivals[r]
+        edges = np.array(arrival.edges)
+        # 1–3. A few edges at a time, so that one program serves every number of reports.
+        parts = [train_edges(state, arrival.reports[i:i + together], key)
+                 for i in range(0, len(edges), together)]
+        models, diagnostics = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        # 4. Upload.
+        messages = topology.to_cloud(upload(models, counts[edges], template))
+        # 5. Eq. 4 over the last model of every edge.
+        last = _replace(state.last, edges, messages["model"])
+        weights = aggregate.staleness_weights(
+            counts, jnp.asarray(staleness[r]), config.method.staleness_exponent)
+        cloud = _weighted_mean(last, topology.to_cloud(weights))
+        # 6. Download.
+        received = _replace(state.received, edges, topology.to_edge(
+            _broadcast_one(cloud, len(edges))))
+
+        return (state.replace(cloud=cloud, received=received, last=last),
+                {"ends": diagnostics})
+
+    def keep_best(state: State, r: int, mae: float) -> State:
+        if mae >= float(state.best["mae"]):
+            return state
+        best = {"model": state.cloud, "version": np.int32(r + 1), "mae": np.float32(mae)}
+        return state.replace(best=topology.to_cloud(best))
+
+    def evaluate(state: State, r: int) -> Predictions:
+        del r
+        return predict.all(topology.to_edge(state.cloud))
+
+    def communication(state: State) -> dict[str, int]:
+        message = channel.num_bytes(upload(state.cloud, np.int32(0), template))
+        return {"uplink": message, "downlink": channel.num_bytes(state.cloud)}
+
+    return MegaMethod(init=init, round=round, evaluate=evaluate, communication=communication,
+                      arrivals=arrivals, keep_best=keep_best,
+                      personalise=personaliser(setting, predict))
+
+
+def train_end(setting: MegaSetting, segments: Any, model: Params, own: Mapping[str, Any]):
+    """Local training of one end: L1 with the model's dropout, a fresh optimiser.
+
+    Args:
+      segments: all of them; the end reads its own rows alone.
+      own: ``rows``, ``count`` and ``steps`` of the end, its learning ``rate`` and ``key``.
+    """
+    options = setting.config.train
+    return train.fit(
+        setting.model.loss, model, batches(segments, own, options.batch_size), own["steps"],
+        own["rate"], own["key"], transform=train.optimiser(options.clip))
+
+
+def upload(model: Params, count: Any, template: Params) -> dict[str, Any]:
+    """What an edge sends to the cloud: its model and how many segments it stands for.
+
+    Raises:
+      ValueError: the model holds a leaf that w_g does not have, such as an adapter's.
+    """
+    if jax.tree.structure(model) != jax.tree.structure(template):
+        raise ValueError("an upload may hold the leaves of the global model and nothing else")
+    return {"model": model, "count": count}
+
+
+def personaliser(
+    setting: MegaSetting, predict: Predictor
+) -> Callable[[Params, jax.Array], tuple[Adapters, Predictions]]:
+    """Adapters of all edges, tuned beside a frozen w_g; see :class:`MegaMethod`.
+
+    Each edge keeps the epoch with its lowest validation error; epoch 0 is the untuned adapter.
+    """
+    config, federation, topology = setting.config, setting.federation, setting.topology
+    options, num_edges = config.adapter, config.partition.edges
+    steps = -(-federation.edges.counts // options.batch_size)
+
+    def tune_edge(shared: Mapping[str, Any], adapters: Adapters, own: Mapping[str, Any]):
+        def loss(adapters, batch, key):
+            answer = setting.model.apply(shared["model"], batch, train=True, key=key,
+                                         adapters=adapters)  # pyright: ignore[reportCallIssue]
+            error = jnp.mean(jnp.abs(answer - batch.labels))
+            return error, {"mae": error}
+
+        return train.fit(
+            loss, adapters, batches(shared["segments"], own, options.batch_size), own["steps"],
+            shared["rate"], own["key"], transform=train.optimiser(config.train.clip))
+
+    tune = setting.for_each_client(tune_edge)
+
+    def personalise(model: Params, key: jax.Array) -> tuple[Adapters, Predictions]:
+        model = topology.to_edge(model)
+        drawn = [adapter_blocks.init(end_keys(key, np.array([ADAPTERS]), np.array([edge]))[0],
+                                     setting.shape.pairs(), setting.shape.width,
+                                     share=options.share) for edge in range(num_edges)]
+        adapters = topology.to_edge(jax.tree.map(lambda *x: np.stack(x), *drawn))
+        best, errors = adapters, predict.validation_errors(model, adapters)
+        history = [float(errors.mean())]
+        shared = {"segments": setting.segments, "model": model,
+                  "rate": np.float32(options.learning_rate)}
+        edges = np.arange(num_edges)
+        for epoch in range(options.epochs):
+            own = rows_of(federation.edges, edges) | {
+                "steps": steps.astype(np.int32),
+                "key": end_keys(jax.random.fold_in(key, TUNE), np.full(num_edges, epoch), edges)}
+            adapters, _ = tune(shared, jax.tree.map(jnp.copy, adapters), topology.to_edge(own))
+            found = predict.validation_errors(model, adapters)
+            best = _where(found < errors, adapters, best)
+            errors = np.minimum(errors, found)
+            history.append(float(found.mean()))
+        return best, predict.own(model, best) | {"history": history}
+
+    return personalise
+
+
+class Predictor:
+    """Predictions on held-out segments: by one model for all, or by each edge's own."""
+
+    def __init__(self, setting: MegaSetting):
+        self._setting = setting
+        split = setting.federation.split
+        self._rows = np.concatenate([split.val, split.test])
+        self._place = {int(row): i for i, row in enumerate(self._rows)}
+
+        def predict(segments, model, adapters, rows):
+            def chunk(rows):
+                return setting.model.apply(
+                    model, _take(segments, rows),
+                    adapters=adapters)  # pyright: ignore[reportCallIssue]
+
+            return jax.lax.map(chunk, rows).ravel()
+
+        self._predict = jax.jit(predict)
+
+    def all(self, model: Params) -> Predictions:
+        """``{'val': [a], 'test': [b]}`` by one model, in the order of the split's rows."""
+        return self._parts(self._run(model, None, self._rows))
+
+    def own(self, model: Params, adapters: Adapters) -> Predictions:
+        """The same, each segment by its edge's model and adapter."""
+        answers = np.full(len(self._rows), np.nan, np.float32)
+        federation = self._setting.federation
+        for held_out in (federation.val, federation.test):
+            for edge in range(len(held_out.rows)):
+                rows = held_out.rows[edge][held_out.real[edge]]
+                own = jax.tree.map(lambda x, edge=edge: x[edge], adapters)
+                answers[[self._place[int(row)] for row in rows]] = self._run(model, own, rows)
+        return self._parts(answers)
+
+    def validation_errors(self, model: Params, adapters: Adapters) -> np.ndarray:
+        """Mean absolute error of every edge on its validation rows."""
+        held_out = self._setting.federation.val
+        labels = self._setting.federation.data.labels
+        errors = []
+        for edge in range(len(held_out.rows)):
+            rows = held_out.rows[edge][held_out.real[edge]]
+            own = jax.tree.map(lambda x, edge=edge: x[edge], adapters)
+            errors.append(np.abs(self._run(model, own, rows) - labels[rows]).mean())
+        return np.array(errors)
+
+    def _run(self, model: Params, adapters: Adapters | None, rows: np.ndarray) -> np.ndarray:
+        """In chunks of one size, so that one program serves every set of rows of about a size."""
+        chunks = 2 ** int(np.ceil(np.log2(-(-len(rows) // PREDICTED_TOGETHER))))
+        padded = np.resize(rows, chunks * PREDICTED_TOGETHER).reshape(chunks, -1)
+        answers = self._predict(self._setting.segments, model, adapters, padded)
+        return np.asarray(answers)[:len(rows)]
+
+    def _parts(self, answers: np.ndarray) -> Predictions:
+        val = len(self._setting.federation.split.val)
+        return {"val": answers[:val], "test": answers[val:]}
+
+
+def rows_of(padded: Padded, nodes: np.ndarray) -> dict[str, np.ndarray]:
+    """``rows`` and ``count`` of some nodes, stacked."""
+    return {"rows": padded.rows[nodes], "count": padded.counts[nodes]}
+
+
+def batches(segments: Any, own: Mapping[str, Any], batch_size: int) -> Callable[[Any], Any]:
+    """The batch of a step, from the node's own rows in random order."""
+    rows = own["rows"]
+    order = train.shuffle(jax.random.fold_in(own["key"], 2**31 - 1),  # no step has this number
+                          jnp.arange(rows.shape[0]) < own["count"])
+    return lambda step: _take(segments, rows[train.batch_rows(order, step, batch_size)])
+
+
+def end_keys(key: jax.Array, cycles: np.ndarray, nodes: np.ndarray) -> jax.Array:
+    """One key per node, a function of its number and of how often it has trained alone: what a
+    node draws does not depend on who else reports."""
+    def one(cycle, node):
+        return jax.random.fold_in(jax.random.fold_in(key, cycle), node)
+
+    return jax.vmap(one)(jnp.asarray(cycles), jnp.asarray(nodes))
+
+
+def _rate(setting: MegaSetting, arrivals: list[Arrival], began: float) -> float:
+    """Learning rate of a cycle: linear in simulated time, from its start to the run's end."""
+    options = setting.config.train
+    share = began / arrivals[-1].time
+    return options.learning_rate * (1.0 - (1.0 - options.final_rate_fraction) * share)
+
+
+def _take(segments: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda x: x[rows], segments)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _broadcast(models: Params, edges: jax.Array, copies: int) -> Params:
+    """The models of some edges, each as often as the edge has ends."""
+    return jax.tree.map(lambda x: jnp.repeat(x[edges], copies, axis=0), models)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _broadcast_one(model: Params, copies: int) -> Params:
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), model)
+
+
+@jax.jit
+def _replace(models: Params, edges: jax.Array, new: Params) -> Params:
+    """Stacked models with those of some edges replaced."""
+    return jax.tree.map(lambda old, new: old.at[edges].set(new), models, new)
+
+
+@jax.jit
+def _where(chosen: jax.Array, new: Params, old: Params) -> Params:
+    """Per edge the new tree or the old one."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+_group_mean = jax.jit(aggregate.group_mean, static_argnums=3)
+_weighted_mean = jax.jit(aggregate.weighted_mean)
