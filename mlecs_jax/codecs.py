@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from mlecs_jax.config import ChannelConfig
 
@@ -81,32 +81,35 @@ class Uplink:
     def message(self, tree: Tree) -> Tree:
         """The shapes of what one device sends for one tree, to be counted."""
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-        if self._codec is None:
+        codec = self._codec
+        if codec is None:
             return shapes
-        return jax.eval_shape(lambda t: jax.tree.map(self._codec.encode, t), shapes)
+        return jax.eval_shape(lambda t: jax.tree.map(codec.encode, t), shapes)
 
     def _encoded(self, trees: Tree, known: Tree, kept: Tree) -> tuple[Tree, Tree]:
-        assert self._codec is not None
+        codec = self._codec
+        assert codec is not None
 
         def one(own: Array, known: Array, kept: Array) -> tuple[Message, Array]:
             wanted = own.astype(jnp.float32) - known + kept
-            message = self._codec.encode(wanted)
-            return message, wanted - self._codec.decode(message, wanted.shape)
+            message = codec.encode(wanted)
+            return message, wanted - codec.decode(message, wanted.shape)
 
         pairs = jax.tree.map(jax.vmap(one, (0, None, 0)), trees, known, kept)
         return (jax.tree.map(lambda _, pair: pair[0], known, pairs),
                 jax.tree.map(lambda _, pair: pair[1], known, pairs))
 
     def _decoded(self, messages: Tree, known: Tree) -> Tree:
-        assert self._codec is not None
+        codec = self._codec
+        assert codec is not None
 
         def one(known: Array, message: Message) -> Array:
-            return jax.vmap(lambda m: known + self._codec.decode(m, known.shape))(message)
+            return jax.vmap(lambda m: known + codec.decode(m, known.shape))(message)
 
         return jax.tree.map(one, known, messages)
 
 
-def _bf16(x: Float[Array, "..."]) -> Message:
+def _bf16(x: Array) -> Message:
     return {"values": x.astype(jnp.bfloat16)}
 
 
@@ -114,7 +117,7 @@ def _from_bf16(message: Message, shape: tuple[int, ...]) -> Array:
     return message["values"].astype(jnp.float32).reshape(shape)
 
 
-def _int8(x: Float[Array, "..."]) -> Message:
+def _int8(x: Array) -> Message:
     """Round-to-nearest in 255 steps between ± the largest entry; a zero tensor stays zero."""
     scale = jnp.max(jnp.abs(x)) / 127
     steps = jnp.round(x / jnp.where(scale > 0, scale, 1.0))
@@ -125,7 +128,7 @@ def _from_int8(message: Message, shape: tuple[int, ...]) -> Array:
     return (message["values"].astype(jnp.float32) * message["scale"]).reshape(shape)
 
 
-def _largest(fraction: float, x: Float[Array, "..."]) -> Message:
+def _largest(fraction: float, x: Array) -> Message:
     """The entries of largest size, at least one, and where they stand."""
     flat = x.reshape(-1)
     _, at = jax.lax.top_k(jnp.abs(flat), max(1, math.ceil(fraction * flat.size)))
