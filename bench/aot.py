@@ -263,7 +263,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--target", required=True, choices=["h200", *TOPOLOGIES])
     parser.add_argument("--ops", default=",".join(OPS), help="comma-separated")
-    parser.add_argument("--only", default="", help="programs whose name holds this: op, implementation, shape, dtype")
+    parser.add_argument("--only", default="", help="op, implementation, shape or dtype to hold")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as dump:
