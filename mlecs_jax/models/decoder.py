@@ -213,7 +213,7 @@ class Block(nn.Module):
         return dense(act(dense(h, width, up, True)), c.width, down, True)
 
 
-def norm(config: DecoderConfig, name: str | None = None) -> nn.Module:
+def norm(config: DecoderConfig, name: str | None = None) -> RMSNorm | nn.LayerNorm:
     """The family's normalisation."""
     if config.gated:
         return RMSNorm(config.norm_epsilon, name=name)

@@ -239,7 +239,7 @@ def _begin(
 def _rows(cache: Cache, rows: Int[Array, " rows"]) -> Cache:
     """The cache of other rows: a layer's leaves are [B, K, C, H], or [L, B, K, C, H] stacked."""
     layers = jax.tree.map(lambda x: jnp.take(x, rows, axis=x.ndim - 4), cache.layers)
-    return cache.replace(layers=layers, keep=cache.keep[rows], count=cache.count[rows])
+    return Cache(layers, cache.keep[rows], cache.length, cache.count[rows])
 
 
 @custom_vmap

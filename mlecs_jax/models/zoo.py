@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import cast
 
 from mlecs_jax.errors import UserError
+from mlecs_jax.models import hf_config
 from mlecs_jax.models.decoder import DecoderConfig, Family
 
+DIRECTORY = "hf:"
 GPT2_VOCABULARY = 50_257
 GPTJ_VOCABULARY = 50_400  # GPT-2's 50,257 and 143 unused rows
 
-_SMALL = re.compile(r"(gpt2|gptj)-(\d+)x(\d+)(?:x(\d+))?")
+_SMALL = re.compile(r"(gpt2|gptj|llama|qwen2|qwen3)-(\d+)x(\d+)(?:x(\d+))?")
 _NAMED: dict[str, tuple[Family, int, int, int, int, int]] = {
     # name: (family, vocabulary, layers, width, heads, positions)
     "gpt2": ("gpt2", GPT2_VOCABULARY, 12, 768, 12, 1024),
@@ -24,22 +27,29 @@ def decoder_config(name: str, vocab_size: int) -> DecoderConfig:
     """The shape of a named backbone.
 
     Args:
-      name: ``gpt2``, ``gpt2-large``, ``gpt-j-6b``, or ``FAMILY-LAYERSxWIDTH[xHEADS]`` for a small
-        one (4 heads unless given), e.g. ``gpt2-2x64``.
+      name: ``gpt2``, ``gpt2-large``, ``gpt-j-6b``; ``FAMILY-LAYERSxWIDTH[xHEADS]`` for a small
+        one (4 heads unless given), e.g. ``gpt2-2x64`` or ``llama-6x256``; or ``hf:DIRECTORY``, a
+        checkpoint (:mod:`mlecs_jax.models.hf`).
       vocab_size: tokens of the tokenizer in use; a small backbone gets just these, rounded up to
         a multiple of 8, a named one keeps its own if that is larger.
 
     Raises:
-      UserError: an unknown name or impossible shape.
+      UserError: an unknown name, an impossible shape, or a directory's embedding too small.
     """
+    if name.startswith(DIRECTORY):
+        config = hf_config.read(Path(name.removeprefix(DIRECTORY)))
+        if config.vocab_size < vocab_size:
+            raise UserError(f"{name}: its embedding has {config.vocab_size} rows for {vocab_size} "
+                            "tokens; use its own tokenizer")
+        return config
     if name in _NAMED:
         family, vocabulary, layers, width, heads, positions = _NAMED[name]
         return DecoderConfig(family, max(vocabulary, vocab_size), layers, width, heads,
                              max_positions=positions, scan_layers=True, remat=True)
     match = _SMALL.fullmatch(name)
     if not match:
-        raise UserError(f"unknown backbone '{name}'; use {', '.join(_NAMED)} or a small one "
-                        "such as gpt2-2x64 or gptj-3x128 (layers x width)")
+        raise UserError(f"unknown backbone '{name}'; use {', '.join(_NAMED)}, a small one such as "
+                        "gpt2-2x64 or gptj-3x128 (layers x width), or hf:DIRECTORY")
     layers, width, heads = (int(x) for x in (*match.groups()[1:3], match[4] or 4))
     if not layers or not heads or width % (2 * heads):
         raise UserError(f"backbone '{name}': the width must be a multiple of twice the "
