@@ -33,8 +33,8 @@ def get_config(variant: str = "cpu") -> ConfigDict:
         config.model.soft_tokens = 8  # vectors
         config.lora.slm_targets = "c_attn$,c_proj$"  # as in the paper's count
         config.lora.llm_targets = "q_proj$,v_proj$,out_proj$,mlp_fc_out$"
-        config.train.ccl_steps = config.train.amt_steps = 30  # batches
-        config.train.server_steps = 50  # batches
+        config.train.ccl_steps = config.train.amt_steps = 25  # batches
+        config.train.server_steps = 40  # batches
     elif variant == "smoke":
         config.captions.corpora = "vast,msrvtt:100,audiocaps:100,youcook2:100"
         config.captions.simulated_clips = 200

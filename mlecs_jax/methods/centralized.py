@@ -80,7 +80,7 @@ def build(setting: Setting) -> Method:
         everywhere = jax.tree.map(
             lambda x: jnp.broadcast_to(x, (federation.num_clients, *x.shape)), state.slm)
         return {"after_amt": predict.devices((topology.to_edge(everywhere, per_client=True),), r),
-                "server": predict.server(state.llm)}
+                "server": predict.server(state.llm, r)}
 
     def communication(state: State) -> dict[str, int]:
         del state  # data move once, before the first round, and not in rounds

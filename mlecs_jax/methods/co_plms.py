@@ -135,7 +135,7 @@ def build(setting: Setting) -> Method:
         received = exchange.receive(state.devices, state.encoders, r)
         return {"after_amt": predict.devices(state.devices, r),
                 "after_broadcast": predict.devices(received, r),
-                "server": predict.server(state.server["own"])}
+                "server": predict.server(state.server["own"], r)}
 
     def communication(state: State) -> dict[str, int]:
         sent = (exchange.num_bytes(state.encoders, state.devices)

@@ -117,7 +117,7 @@ def build(setting: Setting) -> Method:
     def evaluate(state: State, r: int) -> Predictions:
         return {"after_amt": predict.devices(state.devices, r),
                 "after_broadcast": predict.devices(receive(state), r),
-                "server": predict.server(state.server["llm"])}
+                "server": predict.server(state.server["llm"], r)}
 
     def communication(state: State) -> dict[str, int]:
         up = {"lora": uplink.message(state.broadcast), "modalities": np.zeros(1, np.int32)}

@@ -73,7 +73,9 @@ def _apart(setting: Setting, train_devices: TrainDevices, *, server: bool) -> Me
 
     def evaluate(state: State, r: int) -> Predictions:
         answers = {"after_amt": predict.devices(state.devices, r)}
-        return answers | ({} if state.server is None else {"server": predict.server(state.server)})
+        if state.server is not None:
+            answers["server"] = predict.server(state.server, r)
+        return answers
 
     def communication(state: State) -> dict[str, int]:
         del state

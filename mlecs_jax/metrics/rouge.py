@@ -58,4 +58,4 @@ def rouge(references: Sequence[str], generated: Sequence[str]) -> dict[str, np.n
 @functools.lru_cache(maxsize=50_000)
 def _pair(reference: str, text: str) -> tuple[float, ...]:
     found = _scorer().score(sentences(reference), sentences(text))
-    return tuple(found[name].fmeasure for name in NAMES)
+    return tuple(float(found[name].fmeasure) for name in NAMES)
