@@ -42,7 +42,7 @@ def _kernel(implementation: str | None, hidden: jax.Array) -> Any:
     reason = None
     if hidden.dtype.itemsize > 4:
         reason = f"it sums in float32, and the hidden states are {hidden.dtype}"
-    elif jax.typeof(hidden).vma:
+    elif jax.sharding.get_abstract_mesh().manual_axes:
         reason = "it has not been made to run inside shard_map"
     elif tile is None:
         reason = f"a width of {hidden.shape[1]} does not fit in on-chip memory"

@@ -13,9 +13,11 @@ from mlecs_jax.kernels import gram_volume
 from mlecs_jax.kernels.gram_volume import (
     arg_specs,
     dispatch,
+    pairs,
     pallas_gpu,
     pallas_tpu,
     reference,
+    solve,
     xla,
     xla_tiled,
 )
@@ -140,10 +142,22 @@ class Suite:
     def test_near_collapse(self):
         # Every tuple within a hundredth of its anchor: the positives' volumes are about 1e-5.
         arrays = draw(arg_specs.ArgSpec(37, 3, 64), closeness=0.99)
-        for dtype, bound in ((jnp.float32, 5e-6), (jnp.bfloat16, 5e-3)):
-            _, grads = self.run(arrays, dtype)
-            _, true = expected(arrays, dtype)
-            assert relative(grads[0], true[0]) < bound
+        _, grads = self.run(arrays)
+        _, true = expected(arrays, jnp.float32)
+        assert relative(grads[0], true[0]) < 5e-6
+        # Rounding a gradient to bfloat16 costs 1.7e-3, whatever it is; what was computed is closer.
+        _, true = expected(arrays, jnp.bfloat16)
+        settings = pairs.Settings(
+            0.0, False, jnp.dtype(jnp.bfloat16), jax.lax.Precision.DEFAULT
+        )
+        a, m = (jnp.asarray(x, jnp.bfloat16).astype(jnp.float32) for x in arrays[:2])
+
+        def loss(a, m):
+            mask, tau = jnp.asarray(arrays[2]), jnp.float32(0.07)
+            return solve.solve(self.solver, settings, a, m, mask, tau, None)
+
+        own = jax.jit(jax.grad(loss))(a, m)
+        assert relative(own, true[0]) < 1e-3
 
     def test_negatives(self):
         arrays = draw(arg_specs.ArgSpec(13, 3, 33))
@@ -324,6 +338,35 @@ def test_unsupported_implementations_say_why():
         gram_volume.volume_contrastive_loss(
             a, m, mask, negatives_mask=np.eye(3, dtype=bool), implementation="pallas_gpu"
         )
+
+
+def problem(axis_name=None, itemsize=4, has_negatives=False):
+    settings = pairs.Settings(
+        0.0, False, jnp.dtype(jnp.float32), jax.lax.Precision.HIGHEST, axis_name
+    )
+    return dispatch.Problem(8192, 8192, 3, 512, settings, itemsize, has_negatives)
+
+
+@pytest.mark.parametrize("name", ["pallas_gpu", "pallas_tpu"])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"axis_name": "batch"}, "inside shard_map"),
+        ({"itemsize": 8}, "an input is wider"),
+        ({"has_negatives": True}, "negatives_mask"),
+    ],
+)
+def test_a_tuned_kernel_gives_way_where_it_cannot_run(name, options, reason, monkeypatch, caplog):
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setitem(dispatch.TUNED, kind, {"implementation": name, "tile": [128, 128]})
+    monkeypatch.setattr(jax, "default_backend", lambda: name.removeprefix("pallas_"))
+    assert dispatch.choose(None, problem()).name == f"{name}128x128"
+    with caplog.at_level("INFO"):
+        solver = dispatch.choose(None, problem(**options))
+    assert solver.name.startswith("xla_tiled")
+    assert reason in caplog.text and name in caplog.text
+    with pytest.raises(NotImplementedError, match=reason):
+        dispatch.choose(name, problem(**options))
 
 
 def test_large_batches_go_to_tiles(monkeypatch):

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, PartitionSpec
 
 from mlecs_jax.kernels import lm_head
-from mlecs_jax.kernels.lm_head import vocabulary
+from mlecs_jax.kernels.lm_head import cross_entropy, pallas_gpu, pallas_tpu, vocabulary
 from mlecs_jax.kernels.lm_head.arg_specs import TEST_SPECS
 
 SPEC = TEST_SPECS[1]
@@ -143,6 +145,54 @@ def test_vmap_over_clients_shares_the_head():
     together = jax.jit(jax.vmap(grad))(stacked)
     for own, one in zip(together, stacked, strict=True):
         np.testing.assert_allclose(own, grad(one), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pallas_tpu.kernel((16, 128), True),
+        pallas_tpu.kernel((16, 128), pltpu.InterpretParams()),  # sees blocks returned to
+        pallas_gpu.kernel((16, 16), True),
+    ],
+    ids=["tpu", "tpu-interpreter", "gpu"],
+)
+def test_pallas_cross_entropy(kernel):
+    (h, w, b), _, labels, weights = draw(SPEC, np.float32)
+
+    def of(kernel):
+        options = cross_entropy.Options(-1, 0.1, 0.01, jax.lax.Precision.HIGHEST, 40, kernel)
+
+        def loss(*model):
+            values = cross_entropy.cross_entropy(options, vocabulary.Model(*model), labels)
+            return jnp.vdot(weights, values), values
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(h, w, b)
+
+    close(of(kernel), of(None), rtol=2e-6)
+
+
+def test_pallas_says_why_it_cannot_run():
+    (h, w, _), _, labels, _ = draw(SPEC, np.float32)
+    with pytest.raises(NotImplementedError, match="pallas_tpu: it runs on tpu"):
+        lm_head.linear_cross_entropy(h, w, labels, implementation="pallas_tpu")
+    with pytest.raises(NotImplementedError, match="linear_kl runs on XLA alone"):
+        lm_head.linear_kl(h, w, h, w, implementation="pallas_gpu")
+    with jax.enable_x64(True), pytest.raises(NotImplementedError, match="sums in float32"):
+        (h, w, _), _, labels, _ = draw(SPEC)
+        lm_head.linear_cross_entropy(h, w, labels, implementation="pallas_gpu")
+
+
+def test_pallas_refuses_inside_shard_map():
+    (h, w, _), _, labels, _ = draw(SPEC, np.float32)
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(AxisType.Auto,))
+
+    def of_shard(h, labels):
+        return lm_head.linear_cross_entropy(h, w, labels, implementation="pallas_gpu")
+
+    rows = PartitionSpec("batch")
+    sharded = jax.shard_map(of_shard, mesh=mesh, in_specs=rows, out_specs=rows)
+    with pytest.raises(NotImplementedError, match="inside shard_map"):
+        sharded(h, labels)
 
 
 def test_no_logits_are_written():
