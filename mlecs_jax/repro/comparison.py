@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro import paper
 from mlecs_jax.repro.job import Label
-from mlecs_jax.repro.methods import NOTES, PUBLISHED
+from mlecs_jax.repro.methods import NOTES, OURS, PUBLISHED
 from mlecs_jax.repro.results import BEST_VAL, FINAL, Results
 from mlecs_jax.repro.statistics import Difference, paired, spread
 from mlecs_jax.repro.tables import (
     METRICS,
     Cell,
+    Findings,
+    Labels,
     Table,
     difference_cell,
     difference_text,
@@ -23,8 +25,32 @@ from mlecs_jax.repro.tables import (
     share,
 )
 
-Labels = Mapping[str, Label]
-SHORT = {"rho": "ρ", "num_clients": "N", "labelled": "labelled"}
+SHORT = {"rho": "ρ", "num_clients": "N", "labelled": "labels", "mask_schedule": "availability",
+         "public_labels": "public labels"}
+
+
+def compare_all(results: Results, *axes: str) -> Findings:
+    """For every dataset and split: scores in every cell that the axes span, and what ML-ECS and
+    ML-ECS+ gain over every other method."""
+    tables: list[Table] = []
+    sentences: list[str] = []
+    for dataset in results.distinct("dataset", {}):
+        for split in results.distinct("split", {"dataset": dataset}):
+            where: dict[str, Label] = {"dataset": dataset, "split": split}
+            cells = cells_of(results, where, axes)
+            tables.append(score_table(results, where, cells))
+            for ours in OURS:
+                table, said = compare(results, where, cells, ours)
+                if table:
+                    tables.append(table)
+                sentences += said
+    return Findings(tuple(tables), tuple(sentences))
+
+
+def cells_of(results: Results, where: Labels, axes: Sequence[str]) -> list[Labels]:
+    """The cells that were run: distinct values along the axes, in order of the first seed."""
+    found = {tuple(run.labels[axis] for axis in axes): None for run in results.of(where)}
+    return [{**where, **dict(zip(axes, values, strict=True))} for values in found]
 
 
 def data_words(results: Results, where: Labels) -> str:
@@ -41,8 +67,17 @@ def seeds_words(results: Results, where: Labels) -> str:
 
 def cell_words(cell: Labels, where: Labels) -> str:
     """What sets a cell apart from its neighbours, e.g. ``ρ=.5``."""
-    return ", ".join(f"{SHORT.get(k, k)}={share(v, 1) if isinstance(v, float) else v}"
-                     for k, v in cell.items() if k not in where)
+    return ", ".join(_label_words(k, v) for k, v in cell.items() if k not in where)
+
+
+def _label_words(name: str, value: Label) -> str:
+    if isinstance(value, bool):
+        return f"{SHORT.get(name, name)}: {'yes' if value else 'no'}"
+    if name == "labelled" and not value:
+        return "all labels"
+    if isinstance(value, str):
+        return value
+    return f"{SHORT.get(name, name)}={share(value, 1) if isinstance(value, float) else value}"
 
 
 def score_table(
@@ -170,4 +205,4 @@ def _first_places(
         return []
     among = "the published methods" + ("" if ours in PUBLISHED else " and itself")
     return [f"{data_words(results, where)}: {proper(ours)} has the highest mean of {among} in "
-            f"{first} of {total} cells (ρ or N × avg, best, worst, server)."]
+            f"{first} of {total} cells ({len(cells)} settings × avg, best, worst, server)."]

@@ -78,7 +78,7 @@ def execute(
         waiting: list[tuple[int, Job, Path, Provenance]] = []
         for i, (job, origin) in enumerate(zip(jobs, origins, strict=True)):
             folder = find(workdir / RUNS, job, origin, any_code=any_code)
-            if is_done(folder):
+            if is_done(folder, job):
                 outcomes[i] = Outcome(job, folder, _recorded(folder), cached=True)
             else:
                 waiting.append((i, job, folder, origin))
@@ -127,7 +127,7 @@ class _Pool:
 
     def _ask(self, job: Job) -> Provenance:
         member = self._workers[0] if self._workers else self._start(0)
-        member.pipe.send(("provenance", job.runner, job.values, ""))
+        member.pipe.send(("provenance", job.runner, job.values, "", ()))
         try:
             kind, content = member.pipe.recv()
         except EOFError:
@@ -158,7 +158,7 @@ class _Pool:
                 numbers[member.slot] = i
                 busy[member.pipe] = member
                 display.begin(member.slot, job)
-                member.pipe.send(("run", job.runner, job.values, str(folder)))
+                member.pipe.send(("run", job.runner, job.values, str(folder), job.extras))
 
         for member in list(self._workers):
             give(member)

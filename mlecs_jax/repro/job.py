@@ -14,6 +14,10 @@ from mlecs_jax.config import SPEED_ONLY
 
 Values = dict[str, Any]
 Label = str | int | float | bool
+USUAL = (("labelled", 0), ("public_labels", True), ("server_labelled", 1.0),
+         ("mask_schedule", "static"), ("uplink", "none"))
+"""Labels that go without saying."""
+_WORDS = ("method", "split", "variant", "dataset", "mask_schedule")
 RECORD = "job.json"  # in a run's folder, written when the run has ended well
 
 
@@ -26,17 +30,20 @@ class Job:
         ``method`` and ``seed`` are always there.
       values: the whole configuration as nested plain values.
       runner: name of a module, see :mod:`mlecs_jax.repro.worker`.
+      extras: further measurements on the trained nodes, each kept in ``<extra>.json`` of the
+        run's folder; a cached run that lacks one is asked for it without being trained again.
     """
 
     labels: dict[str, Label]
     values: Values
     runner: str = "mlecs_jax.repro.runners"
+    extras: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The labels in short, for people."""
-        return " ".join(str(v) if k in ("method", "split", "variant", "dataset") else f"{k}={v}"
-                        for k, v in self.labels.items() if v != "")
+        return " ".join(str(v) if k in _WORDS else f"{k}={v}" for k, v in self.labels.items()
+                        if v != "" and (k, v) not in USUAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,5 +96,7 @@ def find(runs: Path, job: Job, provenance: Provenance, *, any_code: bool) -> Pat
     return own
 
 
-def is_done(folder: Path) -> bool:
-    return (folder / RECORD).exists()
+def is_done(folder: Path, job: Job) -> bool:
+    """The run is whole and everything asked of it has been measured."""
+    return all((folder / name).exists()
+               for name in (RECORD, *(f"{extra}.json" for extra in job.extras)))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlecs_jax import cli
 from mlecs_jax.errors import UserError
 from mlecs_jax.repro.job import Job, Label, Values
 
+Number = TypeVar("Number", int, float)
 USAGE = """python -m mlecs_jax.repro SYSTEM ARTEFACT [options] [--config.KEY=VALUE …]
 
   python -m mlecs_jax.repro mlecs table1 --preset=cpu --seeds=5 --data=real --dataset=ur_fall"""
@@ -30,7 +32,7 @@ class Options:
       seeds: how many; seed s is both the run's and the partition's.
       data: ``real``, ``simulated`` or ``auto``.
       datasets: names of shipped configs, or files with ``get_config()``.
-      methods, splits, rhos: the grid; None takes the artefact's own.
+      methods, splits, rhos, devices, labelled: the grid; None takes the artefact's own.
       workdir: runs and results; several artefacts may share it, and then share runs.
       processes: worker processes.
       any_code: finished runs made by other versions of the sources count as done.
@@ -47,6 +49,8 @@ class Options:
     methods: tuple[str, ...] | None
     splits: tuple[str, ...] | None
     rhos: tuple[float, ...] | None
+    devices: tuple[int, ...] | None
+    labelled: tuple[int, ...] | None
     workdir: Path
     processes: int
     any_code: bool
@@ -64,18 +68,16 @@ class Options:
         Raises:
           UserError: an unknown dataset, key or value.
         """
-        values, _ = cli.parse(
-            ["repro", f"--config={dataset}:{self.preset}", f"--config.data.source={self.data}",
-             *self.overrides], USAGE, {})
-        return values
+        return _base(dataset, self.preset, self.data, self.overrides)
 
     def job(self, dataset: str, method: str, seed: int, changes: dict[str, Any],
-            variant: str = "") -> Job:
+            variant: str = "", extras: tuple[str, ...] = ()) -> Job:
         """A job of the grid.
 
         Args:
           changes: further values by dotted name, e.g. ``{'partition.rho': .5}``.
           variant: what sets the run apart from the method as it is, for people.
+          extras: see :class:`Job`.
 
         Raises:
           UserError: the configuration has no such key.
@@ -86,8 +88,20 @@ class Options:
         labels: dict[str, Label] = {
             "dataset": values["data"]["name"], "method": method, "variant": variant,
             "split": values["data"]["split"], "rho": partition["rho"],
-            "num_clients": partition["num_clients"], "seed": seed}
-        return Job(labels, values)
+            "num_clients": partition["num_clients"], "labelled": partition["labelled"],
+            "public_labels": partition["public_labels"],
+            "server_labelled": partition["server_labelled"],
+            "mask_schedule": partition["mask_schedule"], "uplink": values["channel"]["uplink"],
+            "seed": seed}
+        return Job(labels, values, extras=extras)
+
+
+@functools.cache
+def _base(dataset: str, preset: str, data: str, overrides: tuple[str, ...]) -> Values:
+    values, _ = cli.parse(
+        ["repro", f"--config={dataset}:{preset}", f"--config.data.source={data}", *overrides],
+        USAGE, {})
+    return values
 
 
 def with_changes(values: Values, changes: dict[str, Any]) -> Values:
@@ -137,7 +151,9 @@ def parse(arguments: Sequence[str], known: dict[str, Sequence[str]]) -> Options:
     return Options(
         system=found.system, artefact=found.artefact, preset=found.preset, seeds=seeds,
         data=found.data, datasets=_names(found.dataset) or (), methods=_names(found.methods),
-        splits=_names(found.splits), rhos=_numbers(found.rho), workdir=Path(found.workdir),
+        splits=_names(found.splits), rhos=_numbers("--rho", found.rho, float),
+        devices=_numbers("--devices", found.devices, int),
+        labelled=_numbers("--labelled", found.labelled, int), workdir=Path(found.workdir),
         processes=found.processes, any_code=found.code == "any", overrides=tuple(overrides),
         write_docs=Path(found.write_docs) if found.write_docs else None)
 
@@ -159,6 +175,9 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
     add("--methods", default="", help="some methods only, with commas")
     add("--splits", default="", help="frame, sequence or both with a comma")
     add("--rho", default="", help="some ρ only, with commas")
+    add("--devices", default="", help="table2: some numbers of devices only, with commas")
+    add("--labelled", default="", help="regime: some numbers of labelled samples per device only, "
+        "with commas; 0: all")
     add("--workdir", default="repro", help="runs and results (default: repro); made again from "
         "what is there, so the same command resumes")
     add("--processes", type=int, default=os.cpu_count() or 1,
@@ -173,8 +192,8 @@ def _names(text: str) -> tuple[str, ...] | None:
     return tuple(part.strip() for part in text.split(",") if part.strip()) or None
 
 
-def _numbers(text: str) -> tuple[float, ...] | None:
+def _numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...] | None:
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip()) or None
+        return tuple(kind(part) for part in text.split(",") if part.strip()) or None
     except ValueError:
-        raise UserError(f"--rho is '{text}'; give numbers with commas, e.g. 0.5,0.8") from None
+        raise UserError(f"{name} is '{text}'; give numbers with commas between them") from None

@@ -75,6 +75,9 @@ def read(outcomes: Iterable[Outcome]) -> Results:
         if outcome.failure or outcome.provenance is None:
             continue
         summary = json.loads((outcome.folder / "summary.json").read_text("utf-8"))
+        for extra in outcome.job.extras:
+            summary.setdefault("extra", {})[extra] = json.loads(
+                (outcome.folder / f"{extra}.json").read_text("utf-8"))
         runs.append(Run(outcome.job.labels, dict(_numbers(summary)), outcome.folder,
                         str(outcome.provenance.data["source"]),
                         str(outcome.provenance.data["sha256"]), outcome.provenance.code))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from mlecs_jax import experiment, runlog
 from mlecs_jax.config import CaptionsConfig, DataConfig
 from mlecs_jax.data import sources
 from mlecs_jax.data.samples import Samples
+from mlecs_jax.repro import absence
 from mlecs_jax.repro.code_version import code_version
 from mlecs_jax.repro.job import Provenance, Values
 
+EXTRAS = {"absence": absence.scores_without}
 DATASETS_KEPT = 2  # in a worker's memory
 
 
@@ -45,8 +48,10 @@ def provenance(values: Values) -> Provenance:
                       code_version(config.method.name))
 
 
-def run(values: Values, folder: Path, on_round: Callable[[int, int], None]) -> None:
-    """Runs or resumes one experiment in ``folder``.
+def run(
+    values: Values, folder: Path, extras: Sequence[str], on_round: Callable[[int, int], None]
+) -> None:
+    """Runs or resumes one experiment in ``folder``, then measures the extras that are not there.
 
     Raises:
       UserError: see :func:`mlecs_jax.experiment.run`.
@@ -54,7 +59,15 @@ def run(values: Values, folder: Path, on_round: Callable[[int, int], None]) -> N
     config = configs.parse(values)
     experiment.use_compilation_cache()
     total = config.train.rounds
+    samples = _samples(_independent_of_split(config.data), config.captions)
     experiment.run(
-        config, folder, samples=_samples(_independent_of_split(config.data), config.captions),
+        config, folder, samples=samples,
         on_start=lambda setting, complete: on_round(complete, total),
         on_round=lambda record: on_round(record["round"] + 1, total))
+    for extra in extras:
+        path = folder / f"{extra}.json"
+        if not path.exists():
+            found = json.dumps(EXTRAS[extra](config, samples, folder), indent=1)
+            unfinished = path.with_suffix(".new")
+            unfinished.write_text(found + "\n", "utf-8")
+            unfinished.replace(path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from mlecs_jax.repro.artefacts import table1
+from mlecs_jax.repro.artefacts import ablation, comm, modality, regime, table1, table2
 from mlecs_jax.repro.job import Job
 from mlecs_jax.repro.options import Options
 from mlecs_jax.repro.results import Results
@@ -34,6 +34,9 @@ class Artefact:
 
 SYSTEMS: Mapping[str, Mapping[str, Artefact]] = {
     "mlecs": {
-        "table1": Artefact(table1.TITLE, table1.jobs, table1.findings),
+        name: Artefact(module.TITLE, module.jobs, module.findings)
+        for name, module in {"table1": table1, "table2": table2, "comm": comm,
+                             "ablation": ablation, "modality": modality,
+                             "regime": regime}.items()
     },
 }

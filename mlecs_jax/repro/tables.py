@@ -10,6 +10,7 @@ from mlecs_jax.repro.job import Label
 from mlecs_jax.repro.results import FINAL, Results
 from mlecs_jax.repro.statistics import Difference, mean_by_seed, paired, spread
 
+Labels = Mapping[str, Label]
 METRICS = {"f1": "macro-F1", "rougeLsum": "ROUGE-LSum"}
 
 

@@ -6,7 +6,7 @@ engine talks to it over a pipe; when the engine is gone, the pipe breaks and the
 A runner is a module with two functions::
 
     provenance(values) -> Provenance
-    run(values, folder, on_round) -> None     # on_round(complete, total)
+    run(values, folder, extras, on_round) -> None     # on_round(complete, total)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mlecs_jax.errors import UserError
 
 
 def main(connection: Connection, log: Path) -> None:
-    """Serves requests ``(kind, runner, values, folder)`` until the engine closes the pipe.
+    """Serves requests ``(kind, runner, values, folder, extras)`` until the engine closes the pipe.
 
     Replies are ``(kind, content)``: ``provenance``, ``round``, ``done`` (seconds) or ``failed``
     (a line for the user, and the traceback where the error was not theirs).
@@ -33,7 +33,7 @@ def main(connection: Connection, log: Path) -> None:
     _write_to(log)
     while True:
         try:
-            kind, runner, values, folder = connection.recv()
+            kind, runner, values, folder, extras = connection.recv()
         except EOFError:
             return
         begun = time.perf_counter()
@@ -42,7 +42,7 @@ def main(connection: Connection, log: Path) -> None:
             if kind == "provenance":
                 reply: tuple[str, Any] = ("provenance", found.provenance(values))
             else:
-                found.run(values, Path(folder),
+                found.run(values, Path(folder), extras,
                           lambda *progress: connection.send(("round", progress)))
                 reply = ("done", time.perf_counter() - begun)
         except BrokenPipeError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mlecs_jax.repro.comparison import compare, score_table
-from mlecs_jax.repro.job import Job, Label
-from mlecs_jax.repro.methods import OURS, chosen
+from mlecs_jax.repro.comparison import compare_all
+from mlecs_jax.repro.job import Job
+from mlecs_jax.repro.methods import chosen
 from mlecs_jax.repro.options import Options
 from mlecs_jax.repro.results import Results
-from mlecs_jax.repro.tables import Findings, Table
+from mlecs_jax.repro.tables import Findings
 
 RHOS = (0.5, 0.7, 0.8)
 TITLE = "Table 1: every method, three devices"
@@ -30,17 +30,4 @@ def splits_of(dataset: str) -> tuple[str, ...]:
 
 def findings(options: Options, results: Results) -> Findings:
     """Scores, then what ML-ECS and ML-ECS+ gain over every other method."""
-    tables: list[Table] = []
-    sentences: list[str] = []
-    for dataset in results.distinct("dataset", {}):
-        for split in results.distinct("split", {"dataset": dataset}):
-            where: dict[str, Label] = {"dataset": dataset, "split": split}
-            cells: list[dict[str, Label]] = [where | {"rho": rho}
-                                             for rho in results.distinct("rho", where)]
-            tables.append(score_table(results, where, cells))
-            for ours in OURS:
-                table, said = compare(results, where, cells, ours)
-                if table:
-                    tables.append(table)
-                sentences += said
-    return Findings(tuple(tables), tuple(sentences))
+    return compare_all(results, "rho")

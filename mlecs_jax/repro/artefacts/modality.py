@@ -1,0 +1,32 @@
+"""Availability that changes over time: static, drawn per round, drawn per sample, at equal ρ."""
+
+from __future__ import annotations
+
+from mlecs_jax.repro.artefacts.table1 import splits_of
+from mlecs_jax.repro.comparison import compare_all
+from mlecs_jax.repro.job import Job
+from mlecs_jax.repro.options import Options
+from mlecs_jax.repro.results import Results
+from mlecs_jax.repro.tables import Findings
+
+TITLE = "Time-varying availability of modalities (the paper's future work)"
+RHOS = (0.5, 0.8)
+SCHEDULES = ("static", "per_round", "per_sample")
+METHODS = ("ml_ecs", "ml_ecs_plus", "localpub", "private_only")
+
+
+def jobs(options: Options) -> list[Job]:
+    """Every schedule at every ρ."""
+    return [options.job(dataset, method, seed, {
+                "data.split": split, "partition.rho": rho, "partition.mask_schedule": schedule})
+            for seed in range(options.seeds)
+            for dataset in options.datasets
+            for split in options.splits or splits_of(dataset)
+            for rho in options.rhos or RHOS
+            for schedule in SCHEDULES
+            for method in options.methods or METHODS]
+
+
+def findings(options: Options, results: Results) -> Findings:
+    """Scores per schedule and ρ, and what collaboration gives under each."""
+    return compare_all(results, "mask_schedule", "rho")

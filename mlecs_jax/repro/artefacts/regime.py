@@ -1,0 +1,82 @@
+"""Where collaboration pays: labels on devices, labels on public data, split and ρ."""
+
+from __future__ import annotations
+
+from mlecs_jax.report.blocks import proper
+from mlecs_jax.repro.artefacts.table1 import splits_of
+from mlecs_jax.repro.comparison import cells_of, compare_all, data_words
+from mlecs_jax.repro.job import Job, Label
+from mlecs_jax.repro.methods import OURS, chosen
+from mlecs_jax.repro.options import Options
+from mlecs_jax.repro.results import Results
+from mlecs_jax.repro.statistics import paired
+from mlecs_jax.repro.tables import METRICS, Findings, Labels, difference_text, primary, share
+
+TITLE = "Where collaboration pays"
+LABELLED = {"smoke": (25, 0), "cpu": (25, 50, 200, 0), "paper": (25, 50, 200, 0)}
+RHOS = (0.5, 0.8)
+AXES = ("public_labels", "labelled", "rho")
+
+
+def jobs(options: Options) -> list[Job]:
+    """Every method in every regime; the scarcest labels first."""
+    return [options.job(dataset, method, seed, {
+                "data.split": split, "partition.rho": rho, "partition.labelled": labelled,
+                "partition.public_labels": public})
+            for seed in range(options.seeds)
+            for dataset in options.datasets
+            for split in options.splits or splits_of(dataset)
+            for public in (False, True)
+            for labelled in options.labelled or LABELLED[options.preset]
+            for rho in options.rhos or RHOS
+            for method in chosen(options.methods)]
+
+
+def findings(options: Options, results: Results) -> Findings:
+    """Scores and differences per regime, and the regimes in which collaboration pays."""
+    found = compare_all(results, *AXES)
+    return Findings(found.tables, (*where_it_pays(results), *found.sentences))
+
+
+def where_it_pays(results: Results) -> list[str]:
+    """Regimes where a method of ours is above, or below, the control without communication."""
+    metric = primary(results)
+    key = f"client.avg_{metric}"
+    said = []
+    for dataset in results.distinct("dataset", {}):
+        for split in results.distinct("split", {"dataset": dataset}):
+            where: dict[str, Label] = {"dataset": dataset, "split": split}
+            for ours in OURS:
+                for control in ("localpub", "private_only"):
+                    said += _sentence(results, where, ours, control, key, METRICS[metric])
+    return said
+
+
+def _sentence(
+    results: Results, where: Labels, ours: str, control: str, key: str, metric: str
+) -> list[str]:
+    above, below, total = [], [], 0
+    for regime in cells_of(results, where, AXES):
+        found = paired(results.at(key, {**regime, "method": ours}),
+                       results.at(key, {**regime, "method": control}))
+        if found is None:
+            continue
+        total += 1
+        if found.above or found.below:
+            (above if found.above else below).append(f"{words(regime)}: {difference_text(found)}")
+    if not total:
+        return []
+    head = (f"{data_words(results, where)}: {proper(ours)} against {proper(control)}, {metric} of "
+            f"the devices, {total} regimes")
+    if not above and not below:
+        return [f"{head}: no interval excludes 0."]
+    better = f"better in {len(above)}" + (f" ({'; '.join(above)})" if above else "")
+    worse = f"worse in {len(below)}" + (f" ({'; '.join(below)})" if below else "")
+    return [f"{head}: {better}, {worse}."]
+
+
+def words(regime: Labels) -> str:
+    """``25 labels, public unlabelled, ρ=.5``."""
+    count = regime["labelled"]
+    return (f"{count or 'all'} labels, public {'' if regime['public_labels'] else 'un'}labelled, "
+            f"ρ={share(float(regime['rho']), 1)}")
