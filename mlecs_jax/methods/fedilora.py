@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from mlecs_jax import aggregate, channel, rounds
 from mlecs_jax.errors import UserError
@@ -127,7 +127,9 @@ def with_rank(setting: Setting, rank: int) -> Setting:
 
 
 @jax.jit
-def edit_least_alike(loras: Lora, received: Lora, edit_below: float) -> Lora:
+def edit_least_alike(
+    loras: Lora, received: Lora, edit_below: float | Float[Array, ""]
+) -> Lora:
     """Each device's A least like the received one, blended with it (from the second round on).
 
     c = cos(A, A_received), flattened; where the smallest c of a device's layers is below

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float
 
 from mlecs_jax import aggregate, channel, rounds
 from mlecs_jax.errors import UserError
@@ -145,7 +146,8 @@ def middle_layers(lora: Lora, num_layers: int) -> Any:
 
 @jax.jit
 def fed_adagrad(
-    centre: Lora, accumulator: Lora, uploads: Lora, rate: float, tau: float
+    centre: Lora, accumulator: Lora, uploads: Lora, rate: float | Float[Array, ""],
+    tau: float | Float[Array, ""],
 ) -> tuple[Lora, Lora]:
     """θ ← θ + η Δ / (√v + τ), v ← v + Δ², Δ the uniform mean of the devices' changes
     (Reddi et al., 2021, Algorithm 2 with β₁ = 0).

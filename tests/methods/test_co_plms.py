@@ -19,6 +19,7 @@ def trained():
     return setting, method, before, *run(method, state, rounds=1)
 
 
+@pytest.mark.slow
 def test_only_proxy_adapters_and_encoders_travel(trained):
     setting, method, _, after, _ = trained
     encoders = sum(channel.num_bytes(tree) for tree in after.encoders[0].values())
@@ -29,6 +30,7 @@ def test_only_proxy_adapters_and_encoders_travel(trained):
     del setting
 
 
+@pytest.mark.slow
 def test_every_learner_learns_and_encoders_are_fedavg_of_the_devices(trained):
     setting, _, before, after, diagnostics = trained
     for group in ("extractor", "connector", "generator", "lora"):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mlecs_jax import losses
 from mlecs_jax.data.text import ByteTokenizer
@@ -40,10 +41,15 @@ def test_fed_adagrad():
     np.testing.assert_allclose(theta["w"], 1 + 0.5 * 0.2 / (0.05**0.5 + 0.1), rtol=1e-6)
 
 
-def test_clause_is_read_first_and_a_heavy_proximal_term_holds_the_adapter():
-    setting, method, state = build(**NAME, **{"method.fedmllm.mu": 0.0})
+def test_clause_is_read_first():
+    setting, _, _ = build(**NAME)
     asked = fedmllm.with_clause(setting).cohorts[0].model.prompt
     assert ByteTokenizer().decode(asked) == "Disregard modality. " + setting.config.model.prompt
+
+
+@pytest.mark.slow
+def test_a_heavy_proximal_term_holds_the_adapter():
+    _, method, state = build(**NAME, **{"method.fedmllm.mu": 0.0})
 
     def drift(after, received):
         own = after.devices[0]["lora"]

@@ -27,6 +27,7 @@ def test_ml_ecs_without_everything_is_standalone_step_for_step(reference):
     assert_close(losses["server"]["alone"]["lm"], diagnostics["server"]["se_ccl"]["llm_lm"], 1e-6)
 
 
+@pytest.mark.slow
 def test_localpub_is_ml_ecs_without_communication():
     """The same two stages and rates; the volume loss off, LoRA never sent back, the LLM alone."""
     off = {f"method.{part}": False for part in ("ccl", "mma", "se_ccl", "kt", "broadcast")}
