@@ -208,7 +208,7 @@ def deal(
         raise UserError(f"the Dirichlet concentration is {alpha}; give a positive number")
     rng = np.random.default_rng([seed, 4])
     which = bins(data.labels[rows])
-    for _ in range(1000):
+    for _ in range(1000 if len(rows) >= edges * ends * minimum else 0):
         owned: list[list[np.ndarray]] = [[] for _ in range(edges)]
         for label_bin in range(len(BINS)):
             own = rng.permutation(rows[which == label_bin])

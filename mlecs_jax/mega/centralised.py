@@ -143,11 +143,11 @@ def _epoch(model: SentimentModel, batch_size: int, clip: float, weight_decay: fl
 
     def epoch(params, state, data, rate, key):
         n = data.labels.shape[0]
-        order = train.shuffle(key, jnp.asarray(n), n)
+        order = train.shuffle(key, jnp.ones(n, bool))
 
         def step(carry, i):
             params, state = carry
-            rows = train.batch_rows(order, jnp.asarray(n), i, batch_size)
+            rows = train.batch_rows(order, i, batch_size)
             grads, diagnostics = jax.grad(model.loss, has_aux=True)(
                 params, jax.tree.map(lambda x: x[rows], data), jax.random.fold_in(key, i))
             direction, state = transform.update(grads, state, params)

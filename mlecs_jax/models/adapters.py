@@ -50,7 +50,7 @@ def init(key: PRNGKeyArray, places: Sequence[str], width: int, *, share: bool) -
 
 
 def apply(
-    adapters: Mapping[str, Mapping[str, Array]],
+    adapters: Mapping[str, Mapping[str, Any]],
     place: str,
     x: Float[Array, "B T d"],
     heads: int,
