@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -44,9 +45,8 @@ def from_samples(
     config: Config, samples: Samples, devices: list[Device] | None = None
 ) -> Setting:
     """The setting of an already loaded dataset."""
-    if samples.texts is not None and config.captions is None:
-        raise UserError(f"{samples.name} has text targets; its config needs a group captions, as "
-                        "configs/vast.py has")
+    if samples.texts is not None:
+        check_captions(config, samples)
     check_modalities(samples)
     found, tokenizer = backbones.resolve(config, samples)
     target = text.targets(samples, tokenizer, config.captions.max_tokens if config.captions else 0)
@@ -74,6 +74,19 @@ def from_samples(
             if federation.held_out_is_common else None}),
         cloud=topology.to_cloud(shared | {"llm": llm_backbone,
                                           "public_held_out": federation.public_held_out}))
+
+
+def check_captions(config: Config, samples: Samples) -> None:
+    """Raises UserError for options that text targets need, or cannot have, before any work."""
+    if config.captions is None:
+        raise UserError(f"{samples.name} has text targets; its config needs a group captions, as "
+                        "configs/vast.py has")
+    if config.eval.ceiling_steps:
+        raise UserError("eval.ceiling_steps trains classifiers; captions have no classes, set it "
+                        "to 0")
+    if config.captions.bertscore and not Path(config.captions.bertscore).expanduser().is_dir():
+        raise UserError(f"captions.bertscore: there is no folder {config.captions.bertscore}; name "
+                        "the directory of a BERT or RoBERTa encoder, or leave it empty")
 
 
 def check_modalities(samples: Samples) -> None:

@@ -79,7 +79,7 @@ def run(
                                   COMPILE_CLOCK.seconds - compiled_before, ceilings)
         if method.note:
             summary["note"] = method.note
-        if config.captions:
+        if setting.federation.samples.texts is not None:
             log.write_samples(captions.shown(setting, predictions, scoring.PRIMARY))
         log.write_summary(summary)
         write_report(workdir)

@@ -52,8 +52,11 @@ class Progress:
         if samples.source == "simulated":
             self._console.print(Panel(
                 "SIMULATED DATA: no figure of this run says anything about the real "
-                f"{samples.name}.\nReal data: python -m mlecs_jax.data.prepare {samples.name} "
-                "--source=DIR", style="bold yellow"))
+                f"{samples.name}.\nReal data: " + (
+                    f"python -m mlecs_jax.data.prepare {samples.name} --source=DIR"
+                    if samples.texts is None else
+                    "MLECS_DATA_DIR or --config.captions.annotations (docs/captions.md)"),
+                style="bold yellow"))
         self._console.print(
             f"{config.method.name} on {samples.name} ({samples.source}, {len(samples)} samples, "
             f"split by {config.data.split}), {setting.federation.num_clients} devices, "

@@ -24,12 +24,6 @@ def load(config: DataConfig, captions: CaptionsConfig | None = None) -> Samples:
             raise UserError("data.name=vast is a captioning task: its config has a group captions; "
                             "begin with --config=vast")
         return _captions(config, captions)
-    if captions is not None:
-        raise UserError(f"data.name={config.name} has no captions; remove the group captions, or "
-                        "use data.name=vast")
-
-    from mlecs_jax.data import simulated, ur_fall  # the builder's library takes seconds to import
-
     if config.name == "table":
         from mlecs_jax.data import table
 
@@ -39,6 +33,12 @@ def load(config: DataConfig, captions: CaptionsConfig | None = None) -> Samples:
         if config.source == "simulated":
             raise UserError("data.source=simulated does not go with your own table; use auto")
         return table.load(config.manifest)
+    if captions is not None:
+        raise UserError(f"data.name={config.name} has no captions; use data.name=vast, or a table "
+                        "with a text target")
+
+    from mlecs_jax.data import simulated, ur_fall  # the builder's library takes seconds to import
+
     if config.source == "simulated" or (config.source == "auto" and not ur_fall.is_available(
             config.rgb_size)):
         if config.rgb != "frames":
