@@ -36,19 +36,21 @@ def per_modality(
     weights: Num[Array, " C"],
     owned: Bool[Array, "C M"],
     previous: Mapping[str, Tree],
+    modalities: tuple[str, ...],
 ) -> dict[str, Tree]:
     """The mean of each modality's tree over the devices that own the modality (Multi-FedAvg).
 
     Args:
-      trees: ``{modality: stacked tree}`` in the order of the columns of ``owned``.
+      trees: ``{modality: stacked tree}``.
       weights: of the devices, e.g. their numbers of samples; renormalised over the owners.
       previous: what a modality keeps that nobody owns.
+      modalities: names of the columns of ``owned`` (JAX sorts the keys of ``trees``).
     """
     result = {}
-    for i, (name, tree) in enumerate(trees.items()):
+    for i, name in enumerate(modalities):
         shares = jnp.where(owned[:, i], weights.astype(jnp.float32), 0.0)
         anyone = jnp.sum(shares) > 0
-        mean = weighted_mean(tree, jnp.where(anyone, shares, 1.0))
+        mean = weighted_mean(trees[name], jnp.where(anyone, shares, 1.0))
         result[name] = jax.tree.map(
             lambda new, old, anyone=anyone: jnp.where(anyone, new, old), mean, previous[name])
     return result

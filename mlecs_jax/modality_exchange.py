@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ class ModalityExchange:
 
     def __init__(self, setting: Setting):
         self.setting = setting
+        self._mean = jax.jit(functools.partial(_mean, setting.federation.modalities))
 
     def first(self, devices: tuple[Params, ...]) -> Encoders:
         """What the server sends before it has heard anyone: in each structure, the encoders of its
@@ -41,7 +44,7 @@ class ModalityExchange:
             uploads = topology.to_cloud({
                 "encoders": stacked, "samples": federation.train.count[clients],
                 "owned": federation.owned_at(r)[clients], "previous": old})
-            result.append(topology.to_edge(_mean(uploads)))
+            result.append(topology.to_edge(self._mean(uploads)))
         return tuple(result)
 
     def receive(
@@ -91,7 +94,6 @@ class ModalityExchange:
         return list(groups.values())
 
 
-@jax.jit
-def _mean(uploads):
+def _mean(modalities, uploads):
     return aggregate.per_modality(uploads["encoders"], uploads["samples"], uploads["owned"],
-                                  uploads["previous"])
+                                  uploads["previous"], modalities)

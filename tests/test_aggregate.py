@@ -70,9 +70,11 @@ def test_per_modality_means_are_over_owners():
     21; nobody owns z, which keeps its last value."""
     trees = {name: {"w": jnp.array([10.0, 20.0, 30.0]) + i}
              for i, name in enumerate(("x", "y", "z"))}
+    trees = dict(sorted(trees.items(), reverse=True))  # the order of keys says nothing
     owned = jnp.array([[True, False, False], [False, True, False], [True, False, False]])
     previous = {name: {"w": jnp.array(-1.0)} for name in trees}
-    got = aggregate.per_modality(trees, jnp.array([1, 2, 3]), owned, previous)
+    got = aggregate.per_modality(trees, jnp.array([1, 2, 3]), owned, previous,
+                                 ("x", "y", "z"))
     assert [float(got[name]["w"]) for name in ("x", "y", "z")] == [25.0, 21.0, -1.0]
 
 

@@ -1,6 +1,7 @@
 """Co-PLMs as approximated: who learns from whom, what travels, what needs no label."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,7 +48,7 @@ def test_every_learner_learns_and_encoders_are_fedavg_of_the_devices(trained):
 
 
 def test_transfer_of_unknown_answers_reads_the_first_position_alone():
-    target = np.array([[5, 7, -1], [-1, -1, -1]], np.int32)
+    target = jnp.array([[5, 7, -1], [-1, -1, -1]])
     np.testing.assert_array_equal(co_plms.spoken_of(target) >= 0,
                                   [[True, True, False], [True, False, False]])
 
