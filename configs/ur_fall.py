@@ -88,9 +88,10 @@ def get_config(variant: str = "cpu") -> ConfigDict:
 
     config.plus = ConfigDict()  # ML-ECS+, our own variant; ML-ECS reads none of these
     config.plus.distil = 1.0  # weight of the teacher on devices
-    config.plus.devices_share = 0.5  # of the teacher; the rest is the LLM's belief
+    config.plus.devices_share = 0.5  # of the teacher where the server has all labels, else more
     config.plus.server_distil = 1.0  # weight of the devices' beliefs where the LLM has no label
     config.plus.weighting = "modality"  # uniform | modality | confidence, of devices' beliefs
+    config.plus.align = True  # mean of the devices' beliefs with the class frequencies
     config.plus.public_share = 0.5  # of a device's batches
     config.plus.lora = True  # average and broadcast LoRA too
     config.plus.tokens = 4  # asked about at each position of a caption; classes: all of them

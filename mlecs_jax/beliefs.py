@@ -84,11 +84,34 @@ def pool(
     return _normalised(jnp.sum(weight * own, axis=0))
 
 
-def mix(first: Float[Array, "n T K"], second: Float[Array, "n T K"], share: float
-        ) -> Float[Array, "n T K"]:
-    """``(1 − share) · first + share · second``; where one is silent, the other alone."""
-    both = ((1.0 - share) * _normalised(first) + share * _normalised(second))
-    return _normalised(both)
+def mix(
+    first: Float[Array, "n T K"], second: Float[Array, "n T K"], share: float | Float[Array, ""]
+) -> Float[Array, "n T K"]:
+    """``(1 − share) · first + share · second`` of normalised beliefs: where one of them is silent
+    the other speaks with its own share only, and a student follows it that much less."""
+    return (1.0 - share) * _normalised(first) + share * _normalised(second)
+
+
+def align(p: Float[Array, "n T K"], prior: Float[Array, " K"], steps: int = 20
+          ) -> Float[Array, "n T K"]:
+    """Beliefs whose mean over the samples is ``prior``, changed as little as possible.
+
+    Classes are reweighted by one factor each (iterative proportional fitting; one step of it is
+    the distribution alignment of ReMixMatch, Berthelot et al., 2020). A teacher that has seen few
+    examples of a class underrates it everywhere, and students taught by it would underrate it
+    more: without this, rare classes die out over the rounds.
+
+    Args:
+      p: normalised or silent beliefs.
+      prior: positive frequencies, sum 1.
+    """
+    speaks = p.sum(-1, keepdims=True) > 0
+
+    def step(_, p):
+        mean = jnp.sum(p, axis=(0, 1)) / jnp.maximum(jnp.sum(speaks), 1)
+        return _normalised(p * (prior / jnp.maximum(mean, 1e-6)))
+
+    return jax.lax.fori_loop(0, steps, step, _normalised(jnp.where(speaks, p + 1e-6, 0.0)))
 
 
 def _normalised(p: Float[Array, "*batch K"]) -> Float[Array, "*batch K"]:

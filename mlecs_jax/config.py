@@ -148,6 +148,7 @@ class PlusConfig:
     devices_share: float
     server_distil: float
     weighting: Literal["uniform", "modality", "confidence"]
+    align: bool
     public_share: float
     lora: bool
     tokens: int

@@ -34,13 +34,29 @@ def test_nobody_saw_it_means_silence(weighting):
     assert not np.any(beliefs.pool(jnp.zeros_like(BOTH), jnp.ones((2, 2)), weighting))
 
 
-def test_mixing_leaves_the_word_to_the_one_who_speaks():
+def test_mixing_gives_each_its_share_also_when_the_other_is_silent():
     silent = jnp.zeros_like(A)
     np.testing.assert_allclose(beliefs.mix(A, B, 0.5), [[[0.375, 0.625]], [[0.7, 0.3]]], rtol=1e-6)
-    np.testing.assert_allclose(beliefs.mix(A, silent, 0.5), [[[0.75, 0.25]], [[0.5, 0.5]]],
+    np.testing.assert_allclose(beliefs.mix(A, silent, 0.75), [[[0.1875, 0.0625]], [[0.125, 0.125]]],
                                rtol=1e-6)
-    np.testing.assert_allclose(beliefs.mix(A, B, 1.0), B / B.sum(-1, keepdims=True), rtol=1e-6)
     assert not np.any(beliefs.mix(silent, silent, 0.5))
+
+
+def test_alignment_reaches_the_prior_keeps_order_and_silence():
+    """Within a class the order of samples stays; the mean over speaking samples is the prior."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([8.0, 1.0, 1.0], 50)[:, None].astype(np.float32)
+    p[7] = 0
+    prior = np.array([0.5, 0.3, 0.2], np.float32)
+    aligned = np.asarray(beliefs.align(jnp.asarray(p), jnp.asarray(prior), 200))
+    assert not np.any(aligned[7])
+    speaking = np.arange(50) != 7
+    np.testing.assert_allclose(aligned[speaking].mean((0, 1)), prior, atol=1e-3)
+    ratio = aligned[speaking, 0] / p[speaking, 0]  # one factor per class, up to the row's norm
+    np.testing.assert_allclose(ratio / ratio[:, :1], np.broadcast_to(
+        ratio[0] / ratio[0, :1], ratio.shape), rtol=2e-2)
+    np.testing.assert_allclose(beliefs.align(jnp.asarray(aligned), jnp.asarray(prior)), aligned,
+                               atol=1e-3)
 
 
 def test_what_was_said_is_matched_by_token():

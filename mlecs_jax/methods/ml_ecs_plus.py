@@ -8,9 +8,10 @@ place of d anchor numbers. Of the public samples' labels only the server needs s
    beliefs of the round before;
 2. its beliefs, mixed with theirs, go to the devices, with the averaged LoRA;
 3. devices learn from private labels and from that teacher on public samples, in turn;
-4. devices upload their beliefs on public samples, LoRA and number of modalities;
-5. the server pools beliefs per sample, by the modalities that a device has of it, and averages
-   LoRA with weights ∝ modality counts (MMA, Eq. 13).
+4. devices upload their beliefs on public samples, LoRA and their numbers of modalities and of
+   labels of each class;
+5. the server pools beliefs per sample, by the modalities that a device has of it, aligns their mean
+   with the class frequencies, and averages LoRA with weights ∝ modality counts (MMA, Eq. 13).
 
 Private knowledge travels in step 4: a device that has seen other falls, or has a camera where its
 neighbour has an accelerometer, changes what all are taught in the next round.
@@ -69,10 +70,12 @@ def build(setting: Setting) -> Method:
     train_devices = setting.on_devices(device_stage)
     ask_devices = setting.on_devices(_device_beliefs)
     ask_server = jax.jit(functools.partial(_server_beliefs, setting))
-    pool = jax.jit(functools.partial(beliefs.pool, weighting=levers.weighting))
-    mix = jax.jit(functools.partial(_teacher, share=levers.devices_share))
+    pool = jax.jit(functools.partial(_pooled, setting))
+    mix = jax.jit(_teacher)
     predict = Predictor(setting)
+    counts = label_counts(setting)
     no_label = topology.to_cloud(unlabelled(setting)[:, None, None])
+    known = 1.0 - float(unlabelled(setting).mean())  # share of D′ that the server has labels of
 
     def init(key: jax.Array) -> State:
         lora = rounds.initial_slm(setting, key)["lora"]
@@ -87,10 +90,11 @@ def build(setting: Setting) -> Method:
         # 1. The LLM learns from public labels and, where there are none, from the devices.
         lesson = state.pooled.replace(
             probabilities=jnp.where(no_label, state.pooled.probabilities, 0.0))
-        llm, server = train_llm(state.llm, r, key, teacher=lesson,
-                                weights={"lm": 1.0, "distil": levers.server_distil})
-        # 2. The teacher: beliefs of the LLM and, in part, of the devices.
-        teacher = topology.to_edge(mix(ask_server(setting.cloud, llm), state.pooled))
+        llm, server = train_llm(state.llm, r, key, teacher=lesson, weights={
+            "lm": known, "distil": (1.0 - known) * levers.server_distil})
+        # 2. The teacher: beliefs of the LLM, the more the more labels it has, and of the devices.
+        share = 1.0 - known * (1.0 - levers.devices_share)
+        teacher = topology.to_edge(mix(ask_server(setting.cloud, llm), state.pooled, share))
         # 3. Devices learn from both sources in turn.
         devices = rounds.overwrite(state.devices, {"lora": state.broadcast}) \
             if levers.lora else state.devices
@@ -104,10 +108,10 @@ def build(setting: Setting) -> Method:
         uploads = topology.to_cloud({
             "beliefs": own.astype(WIRE), "seen": seen,
             "lora": setting.join([params["lora"] for params in devices]),
-            "modalities": setting.federation.owned_at(r).sum(axis=1)})
+            "modalities": setting.federation.owned_at(r).sum(axis=1), "labels": counts})
         # 5. One belief and one LoRA of all.
         pooled = SoftTargets(ids=topology.to_cloud(teacher.ids), probabilities=pool(
-            uploads["beliefs"].astype(jnp.float32), uploads["seen"]))
+            uploads["beliefs"], uploads["seen"], uploads["labels"]))
         weights = aggregate.modality_weights(uploads["modalities"])
         lora = topology.to_edge(aggregate.weighted_mean(uploads["lora"], weights))
         return (State(devices=devices, llm=llm, broadcast=lora, pooled=pooled),
@@ -127,7 +131,8 @@ def build(setting: Setting) -> Method:
         # Class tokens are known to all; those of captions travel down, two bytes each.
         ids = {} if setting.answer_ids else {
             "ids": jax.ShapeDtypeStruct(state.pooled.ids.shape, jnp.uint16)}
-        return {"uplink": channel.num_bytes(said | {"modalities": np.zeros(1, np.int32)}),
+        return {"uplink": channel.num_bytes(
+                    said | {"modalities": np.zeros(1, np.int32), "labels": counts[0]}),
                 "downlink": channel.num_bytes(said | ids)}
 
     return Method(init=init, round=round, evaluate=evaluate, communication=communication)
@@ -138,7 +143,28 @@ def unlabelled(setting: Setting) -> np.ndarray:
     return ~(np.asarray(setting.federation.public.target) >= 0).any(-1)
 
 
-def _teacher(server: SoftTargets, pooled: SoftTargets, share: float) -> SoftTargets:
+def label_counts(setting: Setting) -> np.ndarray:
+    """How many training samples of each class a device has, int32 ``[N, C]``; C = 0 for captions.
+    Like the number of modalities, this is told to the server."""
+    samples, devices = setting.federation.samples, setting.federation.partition.devices
+    if samples.labels is None:
+        return np.zeros((len(devices), 0), np.int32)
+    classes = len(samples.class_names)
+    return np.stack([np.bincount(samples.labels[share.train], minlength=classes)
+                     for share in devices]).astype(np.int32)
+
+
+def _pooled(setting: Setting, said, seen, labels):
+    """One belief of all devices, its mean aligned with the class frequencies of their data."""
+    levers = setting.config.plus
+    pooled = beliefs.pool(said.astype(jnp.float32), seen, levers.weighting)
+    if not (levers.align and setting.answer_ids):
+        return pooled
+    counts = labels.sum(axis=0) + 1.0  # a class that no device has is rare and not impossible
+    return beliefs.align(pooled, counts / counts.sum())
+
+
+def _teacher(server: SoftTargets, pooled: SoftTargets, share) -> SoftTargets:
     """The LLM's beliefs with the devices' as their ``share``, as exact as they travel."""
     mixed = beliefs.mix(server.probabilities, beliefs.about(server.ids, pooled), share)
     return server.replace(probabilities=mixed.astype(WIRE).astype(jnp.float32))

@@ -41,7 +41,7 @@ def test_uplink_and_downlink_are_beliefs_and_lora():
     setting, method, state = build(**PLUS)
     lora = channel.num_bytes(state.broadcast)
     samples = setting.federation.public.target.shape[0]
-    assert method.communication(state) == {"uplink": lora + samples * 3 * 2 + 4,
+    assert method.communication(state) == {"uplink": lora + samples * 3 * 2 + 4 * (1 + 3),
                                            "downlink": lora + samples * 3 * 2}
     _, method, state = build(**PLUS | {"plus.lora": False})
     assert method.communication(state)["downlink"] == samples * 3 * 2
