@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,19 @@ def confusion_section(run: RunFiles) -> Markup | None:
         lead=f"Test samples of the final round. Rows: true class; columns: answer; last column: "
         f"answers that name no class. Shade: share of the row ({words(metric)} beside the name)."
         + lead)
+
+
+def summed_matrix(found: Sequence[Any]) -> np.ndarray | None:
+    """The sum of matrices as files hold them; None where there is none, or sizes differ."""
+    known = [matrix for value in found if (matrix := _matrix(value)) is not None]
+    if not known or len({m.shape for m in known}) > 1:
+        return None
+    return np.sum(known, axis=0)
+
+
+def matrices(found: Sequence[tuple[str, np.ndarray]], names: list[str]) -> Markup:
+    """Titled matrices side by side."""
+    return _side_by_side([_table(title, None, matrix, names) for title, matrix in found], names)
 
 
 def _side_by_side(tables: list[Markup], names: list[str]) -> Markup:

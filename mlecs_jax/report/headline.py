@@ -12,7 +12,7 @@ from mlecs_jax.report.markup import Markup, tag
 from mlecs_jax.report.run_files import RunFiles, dig, number
 from mlecs_jax.report.svg import strip
 
-_BANNERS = {
+BANNERS = {
     "simulated": (
         "Simulated data",
         "A seeded generator made these samples. The figures show that the program runs; "
@@ -40,7 +40,7 @@ def banner(run: RunFiles) -> Markup | None:
     """The warning across the page, unless the data are real."""
     if run.data_source == "real":
         return None
-    title, explanation = _BANNERS[run.data_source]
+    title, explanation = BANNERS[run.data_source]
     return tag("aside", tag("strong", title), " ", tag("span", explanation), class_="banner",
                role="note")
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlecs_jax.errors import UserError
 from mlecs_jax.report.blocks import section
 from mlecs_jax.report.captions import captions_section
 from mlecs_jax.report.confusion import confusion_section
@@ -17,8 +13,8 @@ from mlecs_jax.report.curves import communication_section, learning_section, los
 from mlecs_jax.report.devices import modality_section, table_section
 from mlecs_jax.report.headline import banner, header, page_title, tiles
 from mlecs_jax.report.markup import Markup, tag
+from mlecs_jax.report.page import page, replace
 from mlecs_jax.report.run_files import RunFiles, read_run
-from mlecs_jax.report.style import SCRIPT, STYLE
 
 _PANELS = (
     ("learning", "Learning", learning_section),
@@ -47,41 +43,15 @@ def write_report(workdir: Path) -> Path:
     Raises:
       UserError: no such folder, no or broken files, no complete round yet, or no right to write.
     """
-    page = render(read_run(Path(workdir)))
-    path = Path(workdir) / "report.html"
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(page, "utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise UserError(f"cannot write '{path}' ({error.strerror}); make room or change "
-                        "its permissions") from None
-    return path
+    return replace(Path(workdir) / "report.html", render(read_run(Path(workdir))))
 
 
 def render(run: RunFiles) -> str:
     """The whole page as HTML."""
     sections = [(anchor, name, drawn) for anchor, name, panel in _PANELS if (drawn := panel(run))]
     sections.append(("setup", "Set-up", _setup_section(run)))
-    links = tag("nav", *(tag("a", name, href=f"#{anchor}") for anchor, name, _ in sections),
-                aria_label="Parts of this page")
-    body = tag("body", banner(run), tag("main", header(run), tiles(run), links,
-                                        *(drawn for _, _, drawn in sections), _footer(run)),
-               tag("script", Markup(SCRIPT)))
-    head = tag(
-        "head", tag("meta", charset="utf-8"),
-        # Nothing may be loaded and no other script may run, whatever a file smuggled in.
-        tag("meta", http_equiv="Content-Security-Policy",
-            content=f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_digest()}'"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", page_title(run)), tag("style", Markup(STYLE)))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _digest() -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    return page(page_title(run), banner(run), tag("div", header(run), tiles(run)), sections,
+                _footer(run))
 
 
 def _setup_section(run: RunFiles) -> Markup:

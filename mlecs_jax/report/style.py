@@ -168,6 +168,22 @@ table { border-collapse: collapse; font-size: 14px; }
   calc(100% - 3px) / calc(var(--v) * (100% - 12px)) 3px; }
 .chip { display: inline-block; font-size: 13px; padding: 0 8px; margin: 1px 4px 1px 0;
   background: var(--raised); border-radius: 4px; }
+.figures { width: auto; margin-top: 6px; }
+.figures th, .figures td { padding: 4px 14px 4px 0; white-space: nowrap; }
+.figures thead th { white-space: normal; min-width: 64px; }
+.figures a { color: inherit; text-decoration-color: var(--axis); text-underline-offset: 3px;
+  text-decoration-thickness: 1px; }
+.figures tr.begins > * { border-top: 2px solid var(--axis); }
+.figures .quiet { color: var(--muted); font-style: italic; font-weight: 400; }
+.figures .up { color: var(--dev); } .figures .down { color: var(--srv); }
+.heat td { padding: 6px 10px; border: 2px solid var(--paper); background:
+  color-mix(in srgb, var(--k) calc(60% * var(--s)), var(--paper)); }
+.gain { --k: var(--right); } .loss { --k: var(--wrong); }
+.runs td { white-space: normal; }
+.seed { margin-right: 14px; white-space: nowrap; }
+.sentences li { margin: 6px 0; max-width: 90ch; } .sentences { padding-left: 20px; list-style: disc; }
+.failures { color: var(--srv); }
+.key { margin: 0; padding-left: 22px; }
 details { margin-top: 20px; }
 #setup .facts { margin-top: 12px; }
 summary { cursor: pointer; font-weight: 550; padding: 6px 0; }

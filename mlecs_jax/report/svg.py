@@ -125,6 +125,85 @@ def dot_rows(rows: Sequence[DotRow], x_axis: Axis, *, label: str, x_label: str) 
     return _svg(WIDTH, bottom + 38, label, parts)
 
 
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A named row of a forest plot: a figure and the ends of its interval, where it has one."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    title: str
+
+
+def forest(rows: Sequence[Interval], x_axis: Axis, *, label: str, x_label: str) -> Markup:
+    """Figures with their intervals, one row each, beside a line at 0."""
+    left, row_height, top = 132, 24, 6
+    bottom = top + row_height * len(rows)
+
+    def at(value: Number) -> float:
+        return left + x_axis.at(value) * (WIDTH - left - 14)
+
+    parts: list[Markup] = []
+    for tick in x_axis.ticks:
+        parts.append(tag("line", x1=at(tick), x2=at(tick), y1=top, y2=bottom, class_="grid"))
+        parts.append(_text(figure(tick), at(tick), bottom + 16, "tick middle"))
+    parts.append(tag("line", x1=at(0), x2=at(0), y1=top, y2=bottom, class_="axis"))
+    for i, row in enumerate(rows):
+        y = top + row_height * (i + 0.5)
+        style = "dev" if row.low is not None and row.low > 0 else (
+            "srv" if row.high is not None and row.high < 0 else "ref")
+        parts.append(_text(shorten(row.name, 20), left - 10, y + 4, "row end", title=row.name))
+        if row.low is not None and row.high is not None:
+            parts.append(tag("line", x1=at(row.low), x2=at(row.high), y1=y, y2=y,
+                             class_=f"line {style}"))
+        parts.append(_mark("dot", at(row.value), y, style, row.title, 1))
+    parts.append(_text(x_label, WIDTH - 14, bottom + 31, "axis-title end"))
+    return _svg(WIDTH, bottom + 38, label, parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A named point of a scatter plot; ``x`` None stands for nothing at all, left of the axis."""
+
+    name: str
+    x: float | None
+    y: float
+    style: str
+    title: str
+
+
+def scatter(
+    points: Sequence[Point], x_axis: Axis, y_axis: Axis, *, label: str, x_label: str, y_label: str,
+    x_text: Callable[[Number], str],
+) -> Markup:
+    """Named points; those without an x stand on a line of their own at the left, marked 0."""
+    left, right, bottom = _LEFT + 34, WIDTH - _RIGHT, HEIGHT - _BOTTOM
+    none = _LEFT + 12
+
+    def at(value: Number | None) -> float:
+        return none if value is None else left + x_axis.at(value) * (right - left)
+
+    parts: list[Markup] = [_text(y_label, 2, 11, "axis-title")]
+    for tick in y_axis.ticks:
+        y = _y(y_axis, tick)
+        parts.append(tag("line", x1=_LEFT, x2=right, y1=y, y2=y, class_="grid"))
+        parts.append(_text(figure(tick), _LEFT - 7, y + 4, "tick end"))
+    for tick in x_axis.ticks:
+        parts.append(tag("line", x1=at(tick), x2=at(tick), y1=bottom, y2=bottom + 4,
+                         class_="axis"))
+        parts.append(_text(x_text(tick), at(tick), bottom + 16, "tick middle"))
+    if any(point.x is None for point in points):
+        parts.append(_text("0", none, bottom + 16, "tick middle"))
+    parts.append(tag("line", x1=_LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
+    parts.append(_text(x_label, right, bottom + 31, "axis-title end"))
+    for number, point in enumerate(points, 1):
+        x, y = at(point.x), _y(y_axis, point.y)
+        parts.append(_mark("dot", x, y, point.style, point.title, 1))
+        parts.append(_text(str(number), x + 7, y - 4, "tick", title=point.title))
+    return _svg(WIDTH, HEIGHT, label, parts)
+
+
 def strip(values: Sequence[float], axis: Axis, *, label: str, style: str) -> Markup:
     """A small line of dots between two labelled ends, for a headline tile."""
     width, y, pad = 260, 14, 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mlecs_jax.report.axes import duration
+from mlecs_jax.report.sweep_report import write_sweep_report
 from mlecs_jax.repro import engine, render, results
 from mlecs_jax.repro.display import SweepDisplay
 from mlecs_jax.repro.engine import Outcome
@@ -49,18 +51,19 @@ def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Resu
     options.folder.mkdir(parents=True, exist_ok=True)
     results.write(results.tidy(found, options.workdir), options.folder)
     (options.folder / TABLES).write_text(f"# {title}\n\n{render.markdown(findings)}", "utf-8")
-    (options.folder / SWEEP).write_text(json.dumps({
+    (options.folder / SWEEP).write_text(json.dumps(dataclasses.asdict(findings) | {
         "system": options.system, "artefact": options.artefact, "title": title,
         "preset": options.preset, "data": options.data, "seeds": options.seeds,
         "overrides": options.overrides, "processes": options.processes,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1), "runs": [_entry(outcome, options.workdir)
-                                               for outcome in outcomes],
+        "seconds": round(seconds, 1),
+        "runs": [_entry(outcome, options) for outcome in outcomes],
     }, indent=1) + "\n", "utf-8")
+    write_sweep_report(options.folder)
 
 
-def _entry(outcome: Outcome, workdir: Path) -> dict[str, object]:
-    folder = outcome.folder.relative_to(workdir).as_posix()
+def _entry(outcome: Outcome, options: Options) -> dict[str, object]:
+    folder = Path("..", outcome.folder.relative_to(options.workdir)).as_posix()
     return {"labels": outcome.job.labels, "run": folder, "failure": outcome.failure,
             "cached": outcome.cached, "seconds": round(outcome.seconds, 1)}
 

@@ -168,7 +168,7 @@ def compare(
         "Paired by seed (same partition, modality sets, batches), mean difference and 95 % "
         "confidence interval (Student's t over seeds). Columns 'all' average a seed's cells "
         "first. Marked where the interval excludes 0; no correction for the number of "
-        "comparisons."), said
+        "comparisons.", "differences"), said
 
 
 def _sentence(ours: str, other: str, found: Difference, metric: str, data: str) -> str:

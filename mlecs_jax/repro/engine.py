@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection as connections
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mlecs_jax.errors import UserError
 from mlecs_jax.repro import worker
@@ -40,6 +40,7 @@ class Outcome:
     seconds: float = 0.0
 
 
+@runtime_checkable
 class Display(Protocol):
     """What the engine tells while it works."""
 

@@ -24,22 +24,31 @@ class Cell:
       strong: the best of its column.
       tone: ``up`` or ``down`` for a difference whose interval excludes 0, ``quiet`` for figures
         that are not ours.
+      value, low, high: the figure and its interval, to be drawn; None where there is none.
     """
 
     text: str
     group: Mapping[str, Label] | None = None
     strong: bool = False
     tone: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A titled table; the first cell of a row names it."""
+    """A titled table; the first cell of a row names it.
+
+    Attributes:
+      kind: ``scores``, ``differences`` (also drawn, with their intervals) or ``heat`` (shaded).
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    kind: str = "scores"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +94,10 @@ def difference_text(found: Difference | None) -> str:
 
 def difference_cell(found: Difference | None, group: Mapping[str, Label] | None) -> Cell:
     tone = "" if found is None else "up" if found.above else "down" if found.below else ""
-    return Cell(difference_text(found), group, tone=tone)
+    if found is None:
+        return Cell("–", group)
+    return Cell(difference_text(found), group, tone=tone, value=found.mean, low=found.low,
+                high=found.high)
 
 
 def primary(results: Results) -> str:

@@ -107,7 +107,7 @@ def _worth(results: Results, where: Labels, cells: list[Labels]) -> tuple[Table,
     return Table(
         f"What each part is worth: ML-ECS minus the variant, {data_words(results, where)}",
         ("part", *(f"{who}, {name}" for who, _ in keys for name in names)), tuple(rows),
-        "Paired by seed, 95 % confidence interval."), said
+        "Paired by seed, 95 % confidence interval.", "differences"), said
 
 
 def _lost(results: Results, where: Labels, cells: list[Labels], metric: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import cells_of, compare_all, data_words
@@ -10,11 +12,23 @@ from mlecs_jax.repro.methods import OURS, chosen
 from mlecs_jax.repro.options import Options
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.statistics import paired
-from mlecs_jax.repro.tables import METRICS, Findings, Labels, difference_text, primary, share
+from mlecs_jax.repro.tables import (
+    METRICS,
+    Cell,
+    Findings,
+    Labels,
+    Table,
+    difference_cell,
+    difference_text,
+    primary,
+    share,
+    signed,
+)
 
 TITLE = "Where collaboration pays"
 LABELLED = {"smoke": (25, 0), "cpu": (25, 50, 200, 0), "paper": (25, 50, 200, 0)}
 RHOS = (0.5, 0.8)
+CONTROL = "localpub"
 AXES = ("public_labels", "labelled", "rho")
 
 
@@ -35,7 +49,38 @@ def jobs(options: Options) -> list[Job]:
 def findings(options: Options, results: Results) -> Findings:
     """Scores and differences per regime, and the regimes in which collaboration pays."""
     found = compare_all(results, *AXES)
-    return Findings(found.tables, (*where_it_pays(results), *found.sentences))
+    return Findings((*heat_maps(results), *found.tables),
+                    (*where_it_pays(results), *found.sentences))
+
+
+def heat_maps(results: Results) -> list[Table]:
+    """Every method in every regime against the control that does not communicate."""
+    metric = primary(results)
+    key = f"client.avg_{metric}"
+    tables = []
+    for dataset in results.distinct("dataset", {}):
+        for split in results.distinct("split", {"dataset": dataset}):
+            where: dict[str, Label] = {"dataset": dataset, "split": split}
+            cells = cells_of(results, where, AXES)
+            rows = []
+            for method in results.distinct("method", where):
+                if method == CONTROL:
+                    continue
+                row = [Cell(proper(str(method)))]
+                for cell in cells:
+                    found = paired(results.at(key, {**cell, "method": method}),
+                                   results.at(key, {**cell, "method": CONTROL}))
+                    shown = difference_cell(found, {**cell, "method": method})
+                    row.append(dataclasses.replace(
+                        shown, text=signed(found.mean if found else None)))
+                rows.append(tuple(row))
+            tables.append(Table(
+                f"{METRICS[metric]} of the devices minus {proper(CONTROL)}'s, "
+                f"{data_words(results, where)}",
+                ("minus " + proper(CONTROL), *(words(cell) for cell in cells)), tuple(rows),
+                "Mean paired difference; ▲ and ▼ where its 95 % confidence interval excludes 0.",
+                "heat"))
+    return tables
 
 
 def where_it_pays(results: Results) -> list[str]:

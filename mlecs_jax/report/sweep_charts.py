@@ -1,0 +1,226 @@
+"""A sweep drawn: learning curves over seeds, bytes against scores, who had what, confusions."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+
+from mlecs_jax.report.axes import byte_text, linear_axis, log_axis, score
+from mlecs_jax.report.blocks import grid, panel, section, words
+from mlecs_jax.report.captions import captions_section
+from mlecs_jax.report.confusion import matrices, summed_matrix
+from mlecs_jax.report.curves import Crowd, client_scores, primary_metric, rounds_done, stages_of
+from mlecs_jax.report.markup import Markup, tag
+from mlecs_jax.report.run_files import RunFiles, dig, number
+from mlecs_jax.report.svg import Band, DotRow, Line, Point, dot_rows, heat_map, line_chart, scatter
+from mlecs_jax.report.sweep_files import SweepFiles, SweepRun, by_series, of_runs
+
+_STYLES = ("dev", "srv", "ceil", "down")
+_FIRST = ("ML-ECS", "ML-ECS+", "Local + public", "Private only")  # coloured where they are there
+_CELLS = 12  # panels of a kind at most
+_SETS = 10
+
+
+def metric_of(sweep: SweepFiles) -> str:
+    for run in sweep.finished:
+        if run.files:
+            return primary_metric(run.files)
+    return "f1"
+
+
+def styles_of(series: list[str]) -> dict[str, str]:
+    """Colours for the ones that matter most, or for the first; grey for the others."""
+    leading = [name for name in _FIRST if name in series] + [
+        name for name in series if name not in _FIRST]
+    chosen = dict(zip(leading, _STYLES, strict=False))
+    return {name: chosen.get(name, "ref") for name in series}
+
+
+def curves_section(sweep: SweepFiles) -> Markup | None:
+    """Test score per round, mean over seeds with a band of one standard deviation."""
+    metric = metric_of(sweep)
+    panels = [drawn for title, runs in list(sweep.cells().items())[:_CELLS]
+              if (drawn := _curves(title, runs, metric))]
+    if not panels:
+        return None
+    return section("learning", "Learning curves", grid(*panels),
+                   lead=f"Mean test {words(metric)} of the devices after every round. Bands: one "
+                   "standard deviation over seeds. Grey: the other methods.")
+
+
+def _curves(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
+    found = {}
+    for name, members in by_series(runs).items():
+        columns = [crowd.mean for run in members if run.files and (crowd := _scores(
+            run.files, metric))]
+        if columns:
+            found[name] = Crowd.of([list(values) for values in zip(*columns, strict=False)])
+    found = {name: crowd for name, crowd in found.items() if crowd}
+    files = next((run.files for run in runs if run.files), None)
+    if not found or files is None:
+        return None
+    styles = styles_of(list(found))
+    length = min(len(crowd.mean) for crowd in found.values())
+    rounds = rounds_done(files)[:length]
+    bands, lines, values = [], [], []
+    for name, crowd in sorted(found.items(), key=lambda item: styles[item[0]] != "ref"):
+        spread = [float(np.std([v for device in crowd.per_device
+                                if (v := device[i]) is not None], ddof=1))
+                  if len(crowd.per_device) > 1 else 0.0 for i in range(length)]
+        mean = [v if v is not None else 0.0 for v in crowd.mean[:length]]
+        values += mean
+        if styles[name] != "ref" and len(crowd.per_device) > 1:
+            low = [m - s for m, s in zip(mean, spread, strict=True)]
+            high = [m + s for m, s in zip(mean, spread, strict=True)]
+            bands.append(Band(low, high, styles[name]))
+            values += [*low, *high]
+        lines.append(Line(mean, styles[name] + (" thin" if styles[name] == "ref" else "")))
+    read_outs = [f"Round {r}: " + ", ".join(
+        f"{name} {score(crowd.mean[i])}" for name, crowd in found.items() if styles[name] != "ref")
+        for i, r in enumerate(rounds)]
+    legend = [(style, "line", name) for name, style in styles.items() if style != "ref"]
+    chart = line_chart([*bands, *lines], rounds, linear_axis(values), label=title,
+                       y_label=f"{words(metric)} (0 to 1)", read_outs=read_outs)
+    return panel(title, chart, legend=legend, read_out=read_outs[-1])
+
+
+def _scores(files: RunFiles, metric: str) -> Crowd | None:
+    stages = stages_of(files)
+    return client_scores(files, "test", stages[0], metric) if stages else None
+
+
+def bytes_section(sweep: SweepFiles) -> Markup | None:
+    """What a device and the server exchange in a round against the score it brings."""
+    metric = metric_of(sweep)
+    panels = [drawn for title, runs in list(sweep.cells().items())[:_CELLS]
+              if (drawn := _bytes_against_score(title, runs, metric))]
+    if not panels:
+        return None
+    return section("communication", "Communication against score", grid(*panels),
+                   lead=f"Bytes per device and round, up and down together, against the mean test "
+                   f"{words(metric)} of the devices, last round, mean over seeds.")
+
+
+def _bytes_against_score(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
+    members = by_series(runs)
+    styles = styles_of(list(members))
+    points = []
+    for name, own in members.items():
+        sent = of_runs(own, _bytes)
+        found = of_runs(own, lambda f: number(dig(f.summary, "client", f"avg_{metric}")))
+        if sent and found:
+            total, mean = statistics.fmean(sent), statistics.fmean(found)
+            points.append(Point(name, total or None, mean, styles[name],
+                                f"{name}: {byte_text(total)}, {score(mean)}"))
+    if len(points) < 2:
+        return None
+    sizes = [p.x for p in points if p.x]
+    drawing = scatter(points, log_axis(sizes or [1.0]), linear_axis([p.y for p in points]),
+                      label=title, x_label="bytes per device and round, log scale",
+                      y_label=words(metric), x_text=byte_text)
+    key = tag("ol", *(tag("li", p.title) for p in points), class_="key")
+    return panel(title, drawing, note=key)
+
+
+def _bytes(files: RunFiles) -> float | None:
+    ways = [number(dig(files.summary, "communication", f"{way}_bytes_per_round"))
+            for way in ("uplink", "downlink")]
+    return sum(v for v in ways if v is not None) if any(v is not None for v in ways) else None
+
+
+def availability_section(sweep: SweepFiles) -> Markup | None:
+    """Which device had which modality, seed by seed, and what its set is worth."""
+    metric = metric_of(sweep)
+    panels = []
+    seen = set()
+    for title, runs in sweep.cells().items():
+        series = by_series(runs)
+        lead = next((series[name] for name in _FIRST if name in series), runs)
+        drawn = _availability(title, lead)
+        if drawn and drawn[0] not in seen and len(seen) < _CELLS:
+            seen.add(drawn[0])
+            panels += [drawn[1], _by_modalities(title, series, metric)]
+    if not panels:
+        return None
+    return section("modalities", "Devices and their modalities", *(p for p in panels if p),
+                   lead="Seeds draw partitions: who has which samples, and which modalities. The "
+                   "same for all methods.")
+
+
+def _availability(title: str, runs: list[SweepRun]) -> tuple[str, Markup] | None:
+    held = [(run.labels.get("seed"), c.get("client"), c.get("modalities") or [])
+            for run in runs if run.files for c in run.files.clients]
+    names = next((run.files.modalities for run in runs if run.files), [])
+    if not held or not names or len(held) > 120:
+        return None
+    rows = [[1.0 if name in own else 0.0 for _, _, own in held] for name in names]
+    drawing = heat_map(rows, label=f"Modalities of every device, {title}", cell=(18, 24), first=0,
+                       tick_every=len(held) + 1, x_label="devices, seed by seed",
+                       title=lambda i, j: f"seed {held[j][0]}, device {held[j][1]}: {names[i]} "
+                       + ("present" if rows[i][j] else "missing"))
+    labels = tag("ul", *(tag("li", tag("span", name), title=name, style="height:24px")
+                         for name in names), class_="row-labels")
+    box = tag("div", labels, tag("div", drawing, class_="scroll", tabindex="0", role="region",
+                                 aria_label=f"Modalities, {title}"), class_="labelled")
+    return repr(rows), panel(title, box, legend=[("", "cell", "present"),
+                                                 ("none", "cell", "missing")], shape="wide")
+
+
+def _by_modalities(title: str, series: dict[str, list[SweepRun]], metric: str) -> Markup | None:
+    """Scores of all seeds' devices by modality set, of the leading methods."""
+    rows = []
+    styles = styles_of(list(series))
+    for name in [n for n in _FIRST if n in series][:2] or list(series)[:2]:
+        groups: dict[str, list[tuple[float, str]]] = {}
+        for run in series[name]:
+            for client in run.files.clients if run.files else []:
+                value = number(client.get(metric))
+                if value is not None:
+                    own = " + ".join(map(str, client.get("modalities") or ["none"]))
+                    groups.setdefault(own, []).append(
+                        (value, f"{name}, seed {run.labels.get('seed')}, device "
+                         f"{client.get('client')}: {score(value)}"))
+        rows += [DotRow(own, [v for v, _ in found], styles[name], [t for _, t in found])
+                 for own, found in sorted(groups.items())[:_SETS]]
+    if not rows:
+        return None
+    axis = linear_axis([v for row in rows for v in row.values], limits=(0.0, 1.0), count=4)
+    used = dict.fromkeys(row.style for row in rows)
+    legend = [(style, "dot", name) for name, style in styles.items() if style in used]
+    return panel(f"{words(metric)} by modality set: {title}",
+                 dot_rows(rows, axis, label=f"Scores by modality set, {title}",
+                          x_label=f"test {words(metric)}"),
+                 legend=legend[:2], note="A dot is a device of one seed; bars are means.",
+                 shape="beside")
+
+
+def confusions_section(sweep: SweepFiles) -> Markup | None:
+    """Confusion matrices summed over devices and seeds, of the leading methods."""
+    tables = []
+    names: list[str] = []
+    for title, runs in list(sweep.cells().items())[:_CELLS]:
+        for name, members in by_series(runs).items():
+            if name not in _FIRST[:3] and len(by_series(runs)) > 3:
+                continue
+            files = [run.files for run in members if run.files]
+            total = summed_matrix([c.get("confusion") for f in files for c in f.clients])
+            if total is not None:
+                found = dig(files[0].summary, "class_names")
+                names = [str(n) for n in found] if isinstance(found, list) else []
+                tables.append((f"{name}: {title}", total))
+    if not tables:
+        return None
+    return section("confusion", "Confusion matrices", matrices(tables, names),
+                   lead="Test samples of the last round, all devices and seeds together. Rows: "
+                   "true class; columns: answer; last column: answers that name no class.")
+
+
+def samples_section(sweep: SweepFiles) -> Markup | None:
+    """Captions of the leading method's first run."""
+    for name in (*_FIRST, None):
+        for run in sweep.finished:
+            if run.files and (name is None or run.series == name) and (
+                    drawn := captions_section(run.files)):
+                return drawn
+    return None

@@ -1,0 +1,96 @@
+"""One self-contained page for a sweep: `write_sweep_report(folder) -> folder/report.html`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlecs_jax.report.blocks import section
+from mlecs_jax.report.headline import BANNERS
+from mlecs_jax.report.markup import Markup, tag
+from mlecs_jax.report.page import page, replace
+from mlecs_jax.report.sweep_charts import (
+    availability_section,
+    bytes_section,
+    confusions_section,
+    curves_section,
+    samples_section,
+)
+from mlecs_jax.report.sweep_files import SweepFiles, read_sweep
+from mlecs_jax.report.sweep_tables import (
+    differences_section,
+    findings_section,
+    runs_section,
+    tables_section,
+)
+
+_PANELS = (
+    ("findings", "Findings", findings_section),
+    ("differences", "Differences", differences_section),
+    ("tables", "Tables", tables_section),
+    ("learning", "Learning", curves_section),
+    ("communication", "Communication", bytes_section),
+    ("modalities", "Modalities", availability_section),
+    ("confusion", "Confusion", confusions_section),
+    ("captions", "Captions", samples_section),
+    ("runs", "Runs", runs_section),
+)
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """Writes ``report.html`` into a sweep's folder from ``sweep.json`` and the runs' files.
+
+    The page needs no network and no script; links lead to the runs' own pages beside it.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      UserError: no such folder, a broken file, or no right to write.
+    """
+    return replace(Path(folder) / "report.html", render(read_sweep(Path(folder))))
+
+
+def render(sweep: SweepFiles) -> str:
+    """The whole page as HTML."""
+    sections = [(anchor, name, drawn) for anchor, name, panel in _PANELS
+                if (drawn := panel(sweep))]
+    sections.append(("setup", "Set-up", _setup(sweep)))
+    mark = {"real": "", "simulated": "SIMULATED: "}.get(sweep.data_source or "", "")
+    return page(f"{mark}{sweep.content.get('title')}", _banner(sweep), _header(sweep), sections,
+                tag("footer", tag("p", "Made from sweep.json and the files of the runs. To make "
+                                  "this page again: ",
+                                  tag("code", "python -m mlecs_jax.report FOLDER"))))
+
+
+def _banner(sweep: SweepFiles) -> Markup | None:
+    if sweep.data_source != "simulated":
+        return None
+    title, explanation = BANNERS["simulated"]
+    return tag("aside", tag("strong", title), " ", tag("span", explanation), class_="banner",
+               role="note")
+
+
+def _header(sweep: SweepFiles) -> Markup:
+    source = sweep.data_source
+    badge = {"real": "Real data", "simulated": "Simulated data"}.get(source or "", "Counted")
+    failed = len(sweep.runs) - len(sweep.finished)
+    state = f"{len(sweep.finished)} runs" + (f", {failed} failed" if failed else "")
+    facts = [("preset", sweep.content.get("preset")), ("seeds", sweep.content.get("seeds")),
+             ("written", str(sweep.content.get("written"))[:16].replace("T", " ") + " UTC")]
+    return tag("header",
+               tag("p", tag("span", badge, class_=f"badge {source or 'none'}"),
+                   tag("span", state, class_="state"), class_="strip"),
+               tag("h1", str(sweep.content.get("title"))),
+               tag("dl", *(tag("div", tag("dt", name), tag("dd", value),
+                               class_="long" if len(str(value)) > 14 else None)
+                           for name, value in facts), class_="facts"))
+
+
+def _setup(sweep: SweepFiles) -> Markup:
+    """How to run it again."""
+    content = sweep.content
+    command = " ".join(["python -m mlecs_jax.repro", str(content.get("system")),
+                        str(content.get("artefact")), f"--preset={content.get('preset')}",
+                        f"--seeds={content.get('seeds')}", f"--data={content.get('data')}",
+                        *map(str, content.get("overrides") or [])])
+    return section("setup", "Set-up", tag("p", tag("code", command)))

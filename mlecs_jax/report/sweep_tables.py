@@ -1,0 +1,155 @@
+"""A sweep's tables with every figure linked to its runs, and the runs themselves."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from mlecs_jax.report.axes import duration, linear_axis, score
+from mlecs_jax.report.blocks import grid, panel, scroller, section
+from mlecs_jax.report.curves import primary_metric
+from mlecs_jax.report.markup import Markup, tag
+from mlecs_jax.report.run_files import dig, number
+from mlecs_jax.report.svg import Interval, forest
+from mlecs_jax.report.sweep_files import SweepFiles, SweepRun
+
+_FULL_SHADE = 0.1  # difference at which a heat map's cell is fully coloured
+
+
+def findings_section(sweep: SweepFiles) -> Markup | None:
+    """Sentences that were derived from the numbers."""
+    sentences = sweep.content.get("sentences") or []
+    if not sentences:
+        return None
+    return section("findings", "What the numbers say",
+                   tag("ul", *(tag("li", s) for s in sentences), class_="sentences"))
+
+
+def tables_section(sweep: SweepFiles) -> Markup | None:
+    """All tables; differences drawn with their intervals beside them."""
+    tables = sweep.content.get("tables") or []
+    if not tables:
+        return None
+    anchors = _Anchors(sweep)
+    return section("tables", "Tables", *(_table(table, anchors) for table in tables),
+                   lead="Every figure leads to the runs it was made from.")
+
+
+def differences_section(sweep: SweepFiles) -> Markup | None:
+    """The last column of every table of differences as a forest plot."""
+    panels = [drawn for table in sweep.content.get("tables") or []
+              if table.get("kind") == "differences" and (drawn := _forest(table))]
+    if not panels:
+        return None
+    return section("differences", "Differences", grid(*panels),
+                   lead="Mean paired difference over all cells with its 95 % confidence interval. "
+                   "Blue: above 0; red: below; grey: the interval holds 0.")
+
+
+def runs_section(sweep: SweepFiles) -> Markup:
+    """Every group of runs with the score of each seed, linked to its report; failures first."""
+    failed = [tag("li", tag("b", f"{run.series}, {sweep.words(run.labels)}"), ": ", run.failure)
+              for run in sweep.runs if run.failure]
+    groups: dict[Any, list[SweepRun]] = {}
+    for run in sweep.finished:
+        groups.setdefault(run.group, []).append(run)
+    rows = [tag("tr", tag("th", runs[0].series, scope="row"),
+                tag("td", sweep.words({k: v for k, v in runs[0].labels.items()
+                                       if k not in ("method", "variant", "uplink")})),
+                tag("td", *(_run_link(run) for run in runs)), id=_slug(group))
+            for group, runs in groups.items()]
+    head = tag("tr", *(tag("th", name, scope="col") for name in (
+        "method", "setting", "seed: mean score of the devices")))
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="devices runs")
+    seconds = number(sweep.content.get("seconds"))
+    spent = sum(number(run.get("seconds")) or 0.0 for run in sweep.content["runs"])
+    lead = (f"{len(sweep.finished)} runs. The last call took {duration(seconds)} with "
+            f"{sweep.content.get('processes')} workers and spent {duration(spent)} of worker time "
+            "on runs that were not done before.")
+    return section("runs", "Runs", tag("ul", *failed, class_="failures") if failed else None,
+                   scroller("Table of runs", table, tall=True), lead=lead)
+
+
+def _run_link(run: SweepRun) -> Markup:
+    files = run.files
+    value = None
+    if files:
+        value = number(dig(files.summary, "client", f"avg_{primary_metric(files)}"))
+    name = f"{run.labels.get('seed', '')}: {score(value)}" if value is not None else "counted"
+    page = "report.html" if files else "summary.json"
+    return tag("a", name, href=f"{run.link}/{page}", class_="seed")
+
+
+class _Anchors:
+    """Where the runs of a cell of a table stand on the page."""
+
+    def __init__(self, sweep: SweepFiles):
+        self._groups = {run.group: run.labels for run in sweep.finished}
+
+    def of(self, group: Any) -> str | None:
+        if not isinstance(group, dict) or not group:
+            return None
+        for key, labels in self._groups.items():
+            if all(labels.get(name) == value for name, value in group.items()):
+                return f"#{_slug(key)}"
+        return None
+
+
+def _slug(group: tuple[tuple[str, Any], ...]) -> str:
+    return "g" + hashlib.sha256(repr(group).encode()).hexdigest()[:10]
+
+
+def _table(table: dict[str, Any], anchors: _Anchors) -> Markup:
+    names = 2 if table["columns"][0] == "" else 1
+    heat = table.get("kind") == "heat"
+    head = tag("tr", *(tag("th", c, scope="col", class_="n" if i >= names else None)
+                       for i, c in enumerate(table["columns"])))
+    rows, before = [], None
+    for row in table["rows"]:
+        first = row[0]["text"]
+        cells = [_cell(cell, anchors, heading=i < names, heat=heat and i >= names,
+                       blank=i == 0 and names == 2 and first == before)
+                 for i, cell in enumerate(row)]
+        rows.append(tag("tr", *cells, class_="begins" if names == 2 and first != before else None))
+        before = first
+    drawn = tag("table", tag("thead", head), tag("tbody", *rows),
+                class_="devices figures heat" if heat else "devices figures")
+    return tag("figure", tag("figcaption", tag("h3", table["title"])),
+               scroller(table["title"], drawn),
+               tag("p", table["note"], class_="note") if table.get("note") else None,
+               class_="wide")
+
+
+def _cell(cell: dict[str, Any], anchors: _Anchors, *, heading: bool, heat: bool, blank: bool
+          ) -> Markup:
+    text = "" if blank else cell["text"]
+    mark = {"up": " ▲", "down": " ▼"}.get(cell.get("tone") or "", "")
+    target = anchors.of(cell.get("group")) if text and not heading else None
+    inner = tag("a", text + mark, href=target) if target else text + mark
+    if cell.get("strong"):
+        inner = tag("b", inner)
+    kind = " ".join(filter(None, ["" if heading else "n", cell.get("tone") or ""]))
+    if heading:
+        return tag("th", inner, scope="row", class_=kind or None)
+    value = number(cell.get("value"))
+    if heat and value is not None:
+        shade = min(abs(value) / _FULL_SHADE, 1.0)
+        return tag("td", inner, class_=f"n {'gain' if value > 0 else 'loss'}",
+                   style=f"--s:{shade:.2f}")
+    return tag("td", inner, class_=kind or None)
+
+
+def _forest(table: dict[str, Any]) -> Markup | None:
+    """The column 'all' of a table, the first where there are several."""
+    columns = [i for i, name in enumerate(table["columns"]) if name.endswith("all")]
+    if not columns:
+        return None
+    rows = [Interval(row[0]["text"], value, number(cell.get("low")), number(cell.get("high")),
+                     f"{row[0]['text']}: {cell['text']}")
+            for row in table["rows"]
+            if (value := number((cell := row[columns[0]]).get("value"))) is not None]
+    if not rows:
+        return None
+    ends = [v for row in rows for v in (row.value, row.low, row.high, 0.0) if v is not None]
+    return panel(table["title"], forest(rows, linear_axis(ends, count=4), label=table["title"],
+                                        x_label="difference"))

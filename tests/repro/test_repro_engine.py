@@ -1,0 +1,120 @@
+"""The engine: cached, resumable, and nothing that one run does stops the others."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mlecs_jax.errors import UserError
+from mlecs_jax.repro import engine, results
+from mlecs_jax.repro.job import Job
+
+
+class Recorder:
+    """Keeps what a display would show."""
+
+    def __init__(self):
+        self.planned, self.ended = None, []
+
+    def plan(self, total, cached):
+        self.planned = (total, cached)
+
+    def begin(self, slot, job):
+        pass
+
+    def round(self, slot, complete, total):
+        pass
+
+    def end(self, slot, outcome):
+        self.ended.append(outcome.job.labels["method"])
+
+
+def job(method="m", seed=0, ends="well", score=0.5, **more):
+    return Job({"method": method, "seed": seed},
+               {"method": {"name": method}, "seed": seed, "ends": ends, "score": score, **more},
+               runner="tests.repro.fake_runner")
+
+
+def execute(jobs, workdir, **options):
+    display = Recorder()
+    outcomes = engine.execute(jobs, workdir, processes=2, display=display, **options)
+    return outcomes, display
+
+
+def begun(outcome):
+    path = outcome.folder / "begun"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_failures_are_recorded_and_the_rest_goes_on(tmp_path):
+    jobs = [job("ok"), job("bad", ends="user error"), job("bug", ends="bug"),
+            job("dead", ends="dies"), job("last", score=0.75)]
+    outcomes, display = execute(jobs, tmp_path)
+    assert [bool(o.failure) for o in outcomes] == [False, True, True, True, False]
+    assert outcomes[1].failure == "a value is bad"
+    assert "ZeroDivisionError: a bug" in outcomes[2].failure
+    assert "ZeroDivisionError" in (outcomes[2].folder / "failure.txt").read_text()
+    assert "the worker died (exit 9)" in outcomes[3].failure
+    assert display.planned == (5, 0) and sorted(display.ended) == [
+        "bad", "bug", "dead", "last", "ok"]
+    # The same again: what is whole is not touched, what failed is tried once more.
+    again, display = execute(jobs, tmp_path)
+    assert display.planned == (5, 2)
+    assert [o.cached for o in again] == [True, False, False, False, True]
+    assert [begun(o) for o in again] == [1, 2, 2, 2, 1]
+    found = results.read(again)
+    assert found.at("client.avg_f1", {"method": "last"}) == {0: 0.75}
+    assert found.at("client.avg_f1", {"method": "last"}, results.BEST_VAL) == {0: 0.625}
+    assert found.at("client.avg_f1", {"method": "bug"}) == {}
+
+
+def test_runs_of_other_sources_or_configurations_are_not_taken(tmp_path, monkeypatch):
+    (first,), _ = execute([job()], tmp_path)
+    (other,), _ = execute([job(score=0.25)], tmp_path)
+    assert not other.cached and other.folder != first.folder
+    # Options of another method, and what changes speed alone, do not matter.
+    same = job(clients={"chunk": 4})
+    same.values["method"]["another"] = {"rate": 1.0}
+    assert execute([same], tmp_path)[0][0].cached
+    monkeypatch.setenv("FAKE_CODE", "c0de0001")
+    (accepted,), _ = execute([job()], tmp_path, any_code=True)
+    assert accepted.cached and accepted.folder == first.folder
+    assert accepted.provenance.code == "c0de0000"
+    (fresh,), _ = execute([job()], tmp_path)
+    assert not fresh.cached and fresh.folder != first.folder
+
+
+def test_an_extra_is_measured_on_a_run_that_is_there(tmp_path):
+    execute([job()], tmp_path)
+    (outcome,), display = execute([dataclasses.replace(job(), extras=("absence",))], tmp_path)
+    assert not outcome.cached and begun(outcome) == 2
+    assert results.read([outcome]).at("extra.absence.client.avg_f1", {}) == {0: 0.25}
+    assert execute([dataclasses.replace(job(), extras=("absence",))], tmp_path)[0][0].cached
+
+
+def test_bad_data_stop_the_sweep_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="there are no data"):
+        execute([job(ends="no data")], tmp_path)
+    with pytest.raises(UserError, match="cannot write to workdir"):
+        (tmp_path / "file").touch()
+        execute([job()], tmp_path / "file")
+
+
+def test_workers_end_with_a_killed_engine(tmp_path):
+    code = ("from tests.repro.test_repro_engine import execute, job; from pathlib import Path; "
+            f"execute([job(ends='waits')], Path({str(tmp_path)!r}))")
+    process = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n {code}"])
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := list(tmp_path.glob("runs/*/begun"))) or not found[0].read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        worker = int(found[0].read_text())
+    finally:
+        process.kill()
+        process.wait()
+    os.kill(worker, 0)  # still there, in the middle of its run; it ends when it next reports
+    os.kill(worker, 9)

@@ -1,0 +1,166 @@
+"""Statistics, tables and what is said of them, against figures worked by hand."""
+
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from mlecs_jax.errors import UserError
+from mlecs_jax.repro import options, paper, render, results
+from mlecs_jax.repro.artefacts import ablation, regime, table1, table2
+from mlecs_jax.repro.code_version import code_version
+from mlecs_jax.repro.comparison import compare_all
+from mlecs_jax.repro.job import configuration_key
+from mlecs_jax.repro.results import FINAL, Results, Run
+from mlecs_jax.repro.statistics import mean_by_seed, paired, spread
+from mlecs_jax.repro.systems import SYSTEMS
+from mlecs_jax.repro.tables import difference_text, mean_text, share, signed
+
+
+def test_paired_interval_by_hand():
+    """Differences .1, .2, .3: mean .2, sd .1, t(.975, 2) = 4.302653, half width
+    4.302653 · .1 / √3 = .248414."""
+    found = paired({0: 0.5, 1: 0.7, 2: 0.9, 7: 1.0}, {0: 0.4, 1: 0.5, 2: 0.6, 8: 0.0})
+    assert found.n == 3 and found.mean == pytest.approx(0.2)
+    assert found.low == pytest.approx(0.2 - 0.248414, abs=1e-6)
+    assert found.high == pytest.approx(0.2 + 0.248414, abs=1e-6)
+    assert not found.above and not found.below
+    assert difference_text(found) == "+.200 [−.048, +.448]"
+    assert paired({0: 1.0}, {1: 1.0}) is None
+    alone = paired({3: 0.5}, {3: 0.25})
+    assert alone.low is None and not alone.above and difference_text(alone) == "+.250 (n=1)"
+
+
+def test_mean_and_deviation():
+    found = spread({0: 0.5, 1: 0.7, 2: float("nan")})
+    assert (found.mean, found.n) == (pytest.approx(0.6), 2)
+    assert found.sd == pytest.approx(0.1414214)  # sample deviation of two values .2 apart
+    assert mean_text({0: 0.5, 1: 0.7}) == ".600 ± .141" and mean_text({0: 0.5}) == ".500"
+    assert mean_text({}) == "–" and spread({}) is None
+    assert mean_by_seed([{0: 1.0, 1: 2.0}, {1: 4.0, 2: 9.0}]) == {1: 3.0}
+
+
+def test_numbers_as_papers_write_them():
+    assert [share(v) for v in (0.8214, 1.0, -0.02, None)] == [".821", "1.000", "−.020", "–"]
+    assert [signed(v) for v in (0.012, -0.012, 0.0004, -0.0004)] == ["+.012", "−.012", ".000",
+                                                                     ".000"]
+
+
+def made_up(scores, *, dataset="ur_fall", source="real", **labels):
+    """Results of ``{method: {seed: device average}}`` in one cell."""
+    base = {"dataset": dataset, "variant": "", "split": "frame", "rho": 0.5, "num_clients": 3,
+            "labelled": 0, "public_labels": True, "mask_schedule": "static"} | labels
+    return Results(tuple(
+        Run(base | {"method": method, "seed": seed},
+            {(FINAL, "client.avg_f1"): value, (FINAL, "client.best_f1"): value,
+             (FINAL, "client.worst_f1"): value, (results.BEST_VAL, "client.avg_f1"): value},
+            Path("/w/runs") / f"{method}{seed}", source, "hash", "c0de")
+        for method, by_seed in scores.items() for seed, value in by_seed.items()))
+
+
+def test_comparison_says_what_the_numbers_say():
+    found = made_up({"ml_ecs": {0: 0.8, 1: 0.81, 2: 0.82}, "localpub": {0: 0.8, 1: 0.83, 2: 0.8},
+                     "standalone": {0: 0.7, 1: 0.71, 2: 0.72}, "centralized": {0: 0.9}})
+    shown = compare_all(found, "rho")
+    text = render.markdown(shown)
+    assert "| ρ=.5 | **ML-ECS** | **.810 ± .010** |" in text.replace("ML-ECS |", "**ML-ECS** |")
+    assert "*.754*" in text  # the paper's figure beside ours, marked as not ours
+    assert "**.900**" not in text  # the ceiling competes with none
+    sentences = "\n".join(shown.sentences)
+    assert "ML-ECS minus Standalone, macro-F1 of the devices: +.100 [+.100, +.100], 3 seeds; " \
+        "ML-ECS is better" in sentences
+    assert "ML-ECS minus Local + public" in sentences and "no difference is shown" in sentences
+    assert "one seed says nothing" in sentences
+    assert "highest mean of the published methods in 3 of 3 cells" in sentences
+    assert "SIMULATED" not in text
+
+
+def test_simulated_data_are_named_in_every_title():
+    shown = compare_all(made_up({"ml_ecs": {0: 0.8}, "localpub": {0: 0.8}}, source="simulated"),
+                        "rho")
+    assert all("SIMULATED" in table.title for table in shown.tables)
+    assert all("SIMULATED" in sentence for sentence in shown.sentences)
+
+
+def test_paper_figures_stand_only_where_they_belong():
+    assert paper.printed("ur_fall", "ml_ecs", "frame", 0.7, 3)["server.f1"] == 0.928
+    assert paper.printed("ur_fall", "ml_ecs", "sequence", 0.7, 3) == {}
+    assert paper.printed("ur_fall", "standalone", "frame", 0.7, 3) == {}
+    assert paper.printed("vast", "ml_ecs", "sequence", 0.8, 10)["client.worst_rougeLsum"] == 0.247
+
+
+def test_where_collaboration_pays():
+    better = made_up({"ml_ecs_plus": {0: 0.8, 1: 0.81, 2: 0.82}, "localpub": {
+        0: 0.7, 1: 0.71, 2: 0.73}}, labelled=25, public_labels=False)
+    equal = made_up({"ml_ecs_plus": {0: 0.8, 1: 0.81}, "localpub": {0: 0.81, 1: 0.8}})
+    both = Results(better.runs + equal.runs)
+    said = regime.where_it_pays(both)
+    assert len(said) == 1
+    assert "2 regimes: better in 1 (25 labels, public unlabelled, ρ=.5: +.097 [" in said[0]
+    assert said[0].endswith("worse in 0.")
+    (heat,) = regime.heat_maps(both)
+    assert heat.kind == "heat" and [cell.text for cell in heat.rows[0]] == [
+        "ML-ECS+", "+.097", ".000"]
+
+
+def test_a_row_per_run_and_metric_leads_to_its_run(tmp_path):
+    rows = results.tidy(made_up({"ml_ecs": {0: 0.8, 1: 0.5}}), Path("/w"))
+    assert len(rows) == 2 * 4
+    results.write(rows, tmp_path)
+    table = pyarrow.parquet.read_table(tmp_path / "results.parquet").to_pylist()
+    assert table == rows and table[0]["run"] == "runs/ml_ecs0"
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 9
+
+
+def parsed(*arguments):
+    return options.parse(["mlecs", *arguments], {s: tuple(a) for s, a in SYSTEMS.items()})
+
+
+def test_grids_of_the_artefacts():
+    asked = parsed("table1", "--seeds=5", "--data=real", "--splits=frame")
+    jobs = table1.jobs(asked)
+    assert len(jobs) == 11 * 3 * 5 and len({configuration_key(job, {}) for job in jobs}) == 165
+    assert all(job.values["seed"] == job.values["partition"]["seed"] == job.labels["seed"]
+               and job.values["data"]["source"] == "real" for job in jobs)
+    assert {job.labels["seed"] for job in jobs[:33]} == {0}  # seed by seed
+    few = table2.jobs(parsed("table2", "--seeds=1", "--devices=3,50", "--splits=sequence"))
+    assert [job.labels["num_clients"] for job in few] == [3] * 11 + [50] * 3
+    without = {job.labels["variant"]: job.values["method"] for job in ablation.jobs(
+        parsed("ablation", "--seeds=1", "--rho=0.5", "--splits=frame"))}
+    assert not without["w/o MMA"]["mma"] and without["w/o MMA"]["ccl"] and without[""]["mma"]
+    every = regime.jobs(parsed("regime", "--seeds=1", "--methods=ml_ecs"))
+    assert {(j.labels["labelled"], j.labels["public_labels"]) for j in every} == {
+        (n, p) for n in (25, 50, 200, 0) for p in (True, False)}
+    # Artefacts of one folder share runs: table 2's first cell is table 1's last.
+    shared = {configuration_key(job, {}) for job in jobs} & {
+        configuration_key(job, {}) for job in table2.jobs(parsed(
+            "table2", "--seeds=1", "--devices=3", "--splits=frame", "--data=real"))}
+    assert len(shared) == 11
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("table9",), "unknown artefact 'table9'"),
+    (("table1", "--rho=many"), "--rho is 'many'"),
+    (("table1", "--seeds=0"), "--seeds is 0"),
+    (("table1", "strange"), "unknown argument 'strange'"),
+    (("table1", "--config.lora.rnak=3"), "did you mean lora.rank"),
+    (("table1", "--methods=ml_exc"), "unknown method 'ml_exc'"),
+    (("table1", "--dataset=ur_fell"), "unknown config 'ur_fell'"),
+])
+def test_refusals(arguments, message):
+    with pytest.raises(UserError, match=message):
+        table1.jobs(parsed(*arguments))
+
+
+def test_code_version_follows_what_computes_the_numbers(tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text('"""Doc."""\nfrom mlecs_jax import train\n\n\ndef build(setting):\n    return 1\n')
+    first = code_version(str(own))
+    other = tmp_path / "other.py"
+    other.write_text('"""Others."""\n# why\nfrom mlecs_jax import train\ndef build(setting): '
+                     'return 1\n')
+    assert code_version(str(other)) == first  # comments and layout compute nothing
+    third = tmp_path / "third.py"
+    third.write_text("from mlecs_jax import train\ndef build(setting): return 2\n")
+    assert code_version(str(third)) != first
+    assert code_version("ml_ecs") != code_version("localpub") == code_version("standalone")
