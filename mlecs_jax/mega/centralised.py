@@ -45,7 +45,7 @@ class Trained:
     params: Params
     val: dict[str, float]
     test: dict[str, float]
-    history: list[dict[str, float]]
+    history: list[dict[str, int | float]]
     best_epoch: int
     seconds: float
 
@@ -57,7 +57,7 @@ def train_centralised(
     options: TrainOptions,
     seed: int,
     *,
-    on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
+    on_epoch: Callable[[dict[str, int | float]], None] = lambda record: None,
 ) -> Trained:
     """Trains a model on all training segments in one place.
 
