@@ -65,7 +65,7 @@ def naive_torch(anchors: np.ndarray, others: np.ndarray) -> Callable[[], Any]:
         ce = torch.nn.functional.cross_entropy
         loss = (ce(by_row, target) + ce(by_column, target)) / 2
         loss.backward()
-        return np.asarray(float(loss))
+        return np.asarray(loss.detach())
 
     return run
 
