@@ -33,8 +33,8 @@ def get_config(variant: str = "cpu") -> ConfigDict:
         config.model.soft_tokens = 8  # vectors
         config.lora.slm_targets = "c_attn$,c_proj$"  # as in the paper's count
         config.lora.llm_targets = "q_proj$,v_proj$,out_proj$,mlp_fc_out$"
-        # Chosen on validation captions: they stop improving after some 150 batches at 3e-3, a little
-        # worse at 1e-3 and 1e-2.
+        # Chosen on validation captions: these stop improving after some 150 batches a device at
+        # 3e-3, and are a little worse at 1e-3 and 1e-2.
         config.train.learning_rate = 3e-3  # of every group, first round
         config.train.rounds = 6
         config.train.ccl_steps = config.train.amt_steps = 25  # batches

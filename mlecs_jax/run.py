@@ -15,7 +15,7 @@ from mlecs_jax.errors import UserError
 USAGE = """usage: python -m mlecs_jax.run --config=NAME[:VARIANT] [--config.KEY=VALUE …]
                                [--workdir=DIR]
 
-  NAME       a shipped config (ur_fall, table) or a Python file with get_config()
+  NAME       a shipped config (ur_fall, vast, table) or a Python file with get_config()
   VARIANT    smoke | cpu (default) | paper
   KEY        any config value, e.g. --config.partition.rho=0.5 --config.data.split=sequence
   --workdir  folder of the run; the same command again resumes it
