@@ -41,6 +41,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.train.learning_rate = 1e-3  # Adam (MulT)
     config.train.final_rate_fraction = 0.1  # of the first rate, when simulated time is over
     config.train.clip = 0.8  # global gradient norm (MulT)
+    config.train.centralised_epochs = 100  # at most, of models trained on one machine
 
     config.adapter = ConfigDict()
     config.adapter.share = True  # one block beside every cross-modal transformer (paper's size)
@@ -64,16 +65,20 @@ def get_config(variant: str = "cpu") -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.every = 1  # versions
+    config.eval.latency = "cpu"  # smoke | cpu | paper: model and number of readings
 
     if variant == "smoke":
         config.train.rounds = 2
         config.adapter.epochs = 1
+        config.train.centralised_epochs = 2
+        config.eval.latency = "smoke"
         config.data.simulated_segments = 200
     elif variant == "paper":
         config.model.preset = "paper"  # d = 300, D = 3, the size behind Table 5
         config.data.split = "segment"  # 70/10/20 at random (§4)
         config.train.rounds = 40
         config.clients.chunk = 2
+        config.eval.latency = "paper"
     elif variant != "cpu":
         raise ValueError(f"unknown variant '{variant}'; use smoke, cpu or paper")
     return config

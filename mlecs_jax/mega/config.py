@@ -72,6 +72,7 @@ class TrainConfig:
       rounds: synchronous rounds; an asynchronous run is given their simulated time.
       local_epochs: passes of an end over its data before it reports.
       learning_rate, final_rate_fraction: linear in simulated time.
+      centralised_epochs: at most, of the models that are trained on one machine.
     """
 
     rounds: int
@@ -80,6 +81,7 @@ class TrainConfig:
     learning_rate: float
     final_rate_fraction: float
     clip: float
+    centralised_epochs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +126,11 @@ class ClockConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """``every``: cloud versions between evaluations; the last one is always evaluated."""
+    """``every``: cloud versions between evaluations; the last one is always evaluated.
+    ``latency``: preset of :mod:`mlecs_jax.mega.latency`."""
 
     every: int
+    latency: Literal["smoke", "cpu", "paper"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +174,7 @@ def parse(values: Mapping[str, Any]) -> MegaConfig:
         "partition.alpha": config.partition.alpha, "partition.minimum": config.partition.minimum,
         "train.rounds": config.train.rounds, "train.local_epochs": config.train.local_epochs,
         "train.batch_size": config.train.batch_size, "train.clip": config.train.clip,
+        "train.centralised_epochs": config.train.centralised_epochs,
         "train.learning_rate": config.train.learning_rate,
         "adapter.batch_size": config.adapter.batch_size,
         "adapter.learning_rate": config.adapter.learning_rate,

@@ -71,7 +71,7 @@ def build(data: SentimentData, config: MegaConfig) -> MegaFederation:
 
 def deal_like(
     data: SentimentData, rows: Int[np.ndarray, " a"], edges: list[np.ndarray], seed: int
-) -> list[Int[np.ndarray, " n"]]:
+) -> list[np.ndarray]:
     """Deals held-out rows so that each edge meets the sentiments it was trained on.
 
     A row goes to an edge with the edge's share of the training rows in the row's sentiment bin;
@@ -96,7 +96,7 @@ def deal_like(
     return [rows[owner == edge] for edge in range(len(edges))]
 
 
-def pad(parts: list[Int[np.ndarray, " n"]]) -> Padded:
+def pad(parts: list[np.ndarray]) -> Padded:
     """Row numbers of several nodes, none of them empty, as one array."""
     longest = max(len(part) for part in parts)
     return Padded(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from mlecs_jax.mega import artefacts as mega
 from mlecs_jax.repro.artefacts import ablation, comm, modality, regime, table1, table2
 from mlecs_jax.repro.job import Job
 from mlecs_jax.repro.options import Options
@@ -39,4 +40,5 @@ SYSTEMS: Mapping[str, Mapping[str, Artefact]] = {
                              "ablation": ablation, "modality": modality,
                              "regime": regime}.items()
     },
+    "mega": {name: Artefact(*parts) for name, parts in mega.TABLE.items()},
 }

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from mlecs_jax.data import sentiment_simulated
 from mlecs_jax.mega import config, setting
+from mlecs_jax.models import adapters as adapter_blocks
+from mlecs_jax.models import initial
+from mlecs_jax.models.sentiment import SentimentModel, absolute_error
 
 FILE = Path(__file__).parents[2] / "configs" / "mosi.py"
 
@@ -33,4 +40,31 @@ DATA = sentiment_simulated.simulate("mosi", seed=3, segments=120)
 
 
 def build(devices=None, **changes: Any) -> setting.MegaSetting:
-    return setting.build(config.parse(values(**changes)), DATA, devices)
+    return setting.build(config.parse(values(**changes)), DATA, devices or jax.devices()[:1])
+
+
+def toy(width: int = 8) -> SentimentModel:
+    """A model that compiles in a second: text, projected, through an adapter if there is one."""
+
+    def init(key, example):
+        rng = initial.rng(key)
+        return {"project": 0.05 * rng.standard_normal(
+                    (example.text.shape[-1], width)).astype(np.float32),
+                "head": rng.standard_normal(width).astype(np.float32)}
+
+    def apply(params, batch, *, train=False, key=None, adapters=None):
+        x = batch.text @ params["project"]
+        if adapters is not None:
+            x = x + adapter_blocks.apply(adapters, "text_with_vision", x, heads=2)
+        if train:
+            x = x * jax.random.bernoulli(key, 0.9, x.shape)
+        return x.mean(axis=1) @ params["head"]
+
+    return SentimentModel("toy", init, apply, absolute_error(apply))
+
+
+def build_toy(devices=None, **changes: Any) -> setting.MegaSetting:
+    """As :func:`build`, with the toy in place of the cross-modal transformer."""
+    made = build(devices, **changes)
+    shape = dataclasses.replace(made.shape, width=8)
+    return dataclasses.replace(made, model=toy(), shape=shape)

@@ -1,0 +1,82 @@
+"""Writes the folder that :mod:`mlecs_jax.mega.predictor` serves, from a trained model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+from jaxtyping import Array, Float
+
+from mlecs_jax.data.sentiment import MODALITIES, SentimentBatch
+from mlecs_jax.mega.predictor import DESCRIPTION, FORMAT, PROGRAM, WEIGHTS, sha256
+from mlecs_jax.models.adapters import Adapters
+from mlecs_jax.models.sentiment import Params, SentimentModel
+
+Moments = Mapping[str, tuple[np.ndarray, np.ndarray]]
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(
+    folder: Path, model: SentimentModel, params: Params,
+    shapes: Mapping[str, tuple[int, int]], *,
+    adapters: Adapters | None = None, moments: Moments | None = None,
+) -> None:
+    """Writes a predictor of one reading at a time.
+
+    Args:
+      folder: created if absent.
+      shapes: ``{modality: (T, d)}`` that it reads, all three.
+      adapters: of the edge that will serve; None: the global model.
+      moments: of the training features (:func:`mlecs_jax.data.sentiment.moments`), so that the
+        predictor takes features as they are measured; None: they come standardised.
+    """
+    apply = cast(Any, model.apply)  # the cross-modal transformer takes adapters besides
+    state = {"model": params, "adapters": adapters,
+             "moments": {name: tuple(np.asarray(x, np.float32) for x in pair)
+                         for name, pair in (moments or {}).items()}}
+    leaves, structure = jax.tree.flatten(state)
+    leaves = [np.asarray(leaf) for leaf in leaves]
+
+    def predict(leaves: list[Array], inputs: list[Array]) -> Float[Array, " 1"]:
+        state = jax.tree.unflatten(structure, leaves)
+        read = [_standardised(x, state["moments"].get(name))
+                for name, x in zip(MODALITIES, inputs, strict=True)]
+        batch = SentimentBatch(*read, labels=jnp.zeros(1))
+        options = {} if state["adapters"] is None else {"adapters": state["adapters"]}
+        return jnp.clip(apply(state["model"], batch, **options), -3.0, 3.0)
+
+    def abstract(shape, dtype=np.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(
+        [abstract(leaf.shape, leaf.dtype) for leaf in leaves],
+        [abstract((1, *shapes[name])) for name in MODALITIES])
+    program = bytes(exported.serialize())
+    archive = io.BytesIO()
+    np.savez(archive, **{str(i): leaf for i, leaf in enumerate(leaves)})
+    weights = archive.getvalue()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PROGRAM).write_bytes(program)
+    (folder / WEIGHTS).write_bytes(weights)
+    (folder / DESCRIPTION).write_bytes(bytes(msgpack.Packer().pack({
+        "format": FORMAT, "model": model.name,
+        "shapes": {name: list(shapes[name]) for name in MODALITIES},
+        "sha256": {PROGRAM: sha256(program), WEIGHTS: sha256(weights)}})))
+
+
+def _standardised(
+    x: Float[Array, "1 T d"], moments: tuple[Array, Array] | None
+) -> Float[Array, "1 T d"]:
+    """As :func:`mlecs_jax.data.sentiment.standardise` does it."""
+    if moments is None:
+        return x
+    mean, std = moments
+    real = jnp.any(x != 0, axis=-1, keepdims=True)
+    return jnp.clip((x - mean) / std, -5.0, 5.0) * real

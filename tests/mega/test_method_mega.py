@@ -1,0 +1,258 @@
+"""The three-tier method against FedAvg and Eq. 4 by hand; runs that resume; nothing uploaded that
+must stay."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlecs_jax import channel
+from mlecs_jax.data import sentiment
+from mlecs_jax.errors import UserError
+from mlecs_jax.mega import config, experiment, federation
+from mlecs_jax.mega import setting as settings
+from mlecs_jax.methods import mega_ce2
+from mlecs_jax.models import adapters as adapter_blocks
+from small_mega import DATA, build, build_toy, toy, values
+
+EQUAL = {"clock__speeds": "1", "clock__jitter": 0.0, "train__rounds": 1}
+KEY = jax.random.key(5)
+
+
+def leaves(tree) -> np.ndarray:
+    return np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(tree)])
+
+
+def advance(method, versions):
+    """The states after each of the first versions, the initial one first."""
+    states = [method.init(jax.random.key(0))]
+    for r in range(versions):
+        copied = jax.tree.map(jnp.copy, states[-1])
+        states.append(method.round(copied, r, KEY)[0])
+    return states
+
+
+@pytest.fixture(scope="module")
+def unequal():
+    """Asynchronous, one edge four times slower: the setting, its method and some states."""
+    made = build_toy(clock__jitter=0.0, train__rounds=3)
+    method = mega_ce2.build(made)
+    return made, method, advance(method, 8)
+
+
+def test_a_synchronous_round_is_fedavg_over_the_ends():
+    made = build_toy(method__mode="sync", **EQUAL)
+    method = mega_ce2.build(made)
+    start, after = advance(method, 1)
+    ends, steps = made.federation.ends, made.steps()
+    train = jax.jit(lambda model, own: mega_ce2.train_end(made, made.segments, model, own)[0])
+    trained, counts = [], []
+    for end in range(6):
+        own = {"rows": ends.rows[end], "count": ends.counts[end], "steps": steps[end],
+               "rate": np.float32(1e-3),
+               "key": jax.random.fold_in(jax.random.fold_in(KEY, 0), end)}
+        trained.append(leaves(train(start.cloud, own)))
+        counts.append(int(ends.real[end].sum()))
+    assert sum(counts) == len(made.federation.split.train)
+    expected = np.average(trained, axis=0, weights=counts)
+    np.testing.assert_allclose(leaves(after.cloud), expected, atol=1e-6)
+    assert np.abs(leaves(after.cloud) - leaves(start.cloud)).max() > 1e-3
+
+
+def test_asynchronous_is_synchronous_once_all_report_from_one_version():
+    synchronous = mega_ce2.build(build_toy(method__mode="sync", **EQUAL))
+    asynchronous = mega_ce2.build(build_toy(method__mode="async", **EQUAL))
+    assert len(asynchronous.arrivals) == 3
+    together, (*_, last) = advance(synchronous, 1)[1], advance(asynchronous, 3)
+    np.testing.assert_allclose(leaves(last.cloud), leaves(together.cloud), atol=1e-6)
+
+
+def test_every_arrival_moves_the_cloud_by_its_share_of_the_change(unequal):
+    """Eq. 4 in its other form: w ← w + α_i (w_i − w_i of before)."""
+    made, method, states = unequal
+    counts = np.array([len(np.unique(rows[real])) for rows, real in
+                       zip(made.federation.edges.rows, made.federation.edges.real, strict=True)])
+    for r, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
+        edge = method.arrivals[r].edges[0]
+        change = [leaves(jax.tree.map(lambda x, e=edge: x[e], state.last))
+                  for state in (after, before)]
+        moved = leaves(before.cloud) + counts[edge] / counts.sum() * (change[0] - change[1])
+        np.testing.assert_allclose(leaves(after.cloud), moved, atol=2e-6)
+
+
+def test_only_the_edge_that_reports_has_the_new_version(unequal):
+    _, method, states = unequal
+    for r, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
+        for edge in range(3):
+            own = leaves(jax.tree.map(lambda x, e=edge: x[e], after.received))
+            expected = (leaves(after.cloud) if edge in method.arrivals[r].edges else
+                        leaves(jax.tree.map(lambda x, e=edge: x[e], before.received)))
+            np.testing.assert_array_equal(own, expected)
+    reports = [a.edges[0] for a in method.arrivals]
+    assert reports.count(2) < reports.count(0)  # the slow edge
+
+
+def test_stale_models_weigh_less(unequal):
+    _, plain, states = unequal
+    discounted = mega_ce2.build(build_toy(clock__jitter=0.0, train__rounds=3,
+                                          method__staleness_exponent=1.0))
+    got = advance(discounted, 2)[2]
+    # The second arrival: edge 1 trained from version 0 (τ = 1), as did edge 0 (τ = 1), edge 2 has
+    # not reported (τ = 1): all the same, so the discount cancels.
+    np.testing.assert_allclose(leaves(got.cloud), leaves(states[2].cloud), atol=1e-6)
+    third = [advance(discounted, 3)[3], states[3]]
+    assert np.abs(leaves(third[0].cloud) - leaves(third[1].cloud)).max() > 1e-6
+    assert [a.reports for a in plain.arrivals] == [a.reports for a in discounted.arrivals]
+
+
+def test_nothing_but_model_and_count_is_uploaded(unequal):
+    made, method, states = unequal
+    model = states[-1].cloud
+    message = channel.pack(mega_ce2.upload(model, np.int32(3), model))
+    assert set(message) == {"model/project", "model/head", "count"}
+    own = adapter_blocks.init(KEY, made.shape.pairs(), 8, share=True)
+    assert not {key.split("/")[-1] for key in channel.pack(own)} & {
+        key.split("/")[-1] for key in message}
+    with pytest.raises(ValueError, match="and nothing else"):
+        mega_ce2.upload(model | {"adapters": own}, np.int32(3), model)
+    assert method.communication(states[-1]) == {
+        "uplink": 4 * (300 * 8 + 8) + 4, "downlink": 4 * (300 * 8 + 8)}
+    assert not [path for path, _ in jax.tree_util.tree_leaves_with_path(states[-1])
+                if "linear_kernel" in jax.tree_util.keystr(path)]
+
+
+def test_edge_devices_of_the_machine_do_not_change_the_result(unequal):
+    _, _, states = unequal
+    spread = build_toy(jax.devices()[:3], clock__jitter=0.0, train__rounds=3,
+                       clients__backend="shard_map")
+    assert spread.topology.edge.size == 2
+    got = advance(mega_ce2.build(spread), 2)[2]
+    np.testing.assert_allclose(leaves(got.cloud), leaves(states[2].cloud), atol=1e-6)
+
+
+def test_adapters_personalise_beside_a_frozen_model(unequal):
+    made, method, states = unequal
+    model = jax.tree.map(np.asarray, states[-1].cloud)
+    before = leaves(model).copy()
+    adapters, answers = method.personalise(model, jax.random.key(9))
+    np.testing.assert_array_equal(leaves(model), before)
+    stacked = jax.tree.leaves(adapters)
+    assert list(adapters) == ["shared"] and {x.shape[0] for x in stacked} == {3}
+    assert np.isfinite(answers["val"]).all() and np.isfinite(answers["test"]).all()
+    assert answers["test"].shape == made.federation.split.test.shape
+    # Each edge's own model answers its own segments: recomputed without the predictor.
+    federation_ = made.federation
+    place = {int(row): i for i, row in enumerate(federation_.split.test)}
+    for edge in range(3):
+        rows = federation_.test.rows[edge][federation_.test.real[edge]]
+        expected = jax.jit(made.model.apply)(
+            model, federation_.data.batch(rows),
+            adapters=jax.tree.map(lambda x, e=edge: jnp.asarray(x[e]), adapters))
+        np.testing.assert_allclose(answers["test"][[place[int(r)] for r in rows]], expected,
+                                   atol=1e-5)
+    assert len(answers["history"]) == made.config.adapter.epochs + 1
+
+
+def test_an_adapter_no_epoch_helps_stays_untuned():
+    made = build_toy(adapter__learning_rate=50.0, **EQUAL)
+    method = mega_ce2.build(made)
+    model = method.init(jax.random.key(0)).cloud
+    adapters, _ = method.personalise(model, KEY)
+    assert max(np.abs(np.asarray(x)).max() for x in jax.tree.leaves(adapters)) < 0.2
+
+
+def run(folder, monkeypatch, **options):
+    monkeypatch.setattr(settings.crossmodal, "model", lambda shape, name: toy(shape.width))
+    options.setdefault("values", values(train__rounds=1, clock__speeds="1,1,0.5"))
+    return experiment.run(config.parse(options.pop("values")), folder, data=DATA, **options)
+
+
+def test_a_killed_run_resumes_to_the_same_end(tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def kill(record):
+        if record["round"] == 1:
+            raise Killed
+
+    whole = run(tmp_path / "whole", monkeypatch)
+    with pytest.raises(Killed):
+        run(tmp_path / "resumed", monkeypatch, on_version=kill)
+    begun = []
+    resumed = run(tmp_path / "resumed", monkeypatch,
+                  on_start=lambda method, complete: begun.append(complete))
+    assert begun == [2]
+    for part in ("server", "client", "best_version", "validation", "edges"):
+        assert resumed[part] == whole[part]
+    lines = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+             for name in ("whole", "resumed")]
+    for a, b in zip(*lines, strict=True):
+        assert {k: v for k, v in a.items() if "seconds" not in k} == {
+            k: v for k, v in b.items() if "seconds" not in k}
+    # A finished run is only read, and its folder takes no other run.
+    assert run(tmp_path / "whole", monkeypatch) == json.loads(
+        (tmp_path / "whole" / "summary.json").read_text())
+    with pytest.raises(UserError, match="another train.learning_rate"):
+        run(tmp_path / "whole", monkeypatch,
+            values=values(train__rounds=1, clock__speeds="1,1,0.5", train__learning_rate=0.1))
+
+
+def test_a_summary_says_where_its_numbers_come_from(tmp_path, monkeypatch):
+    found = run(tmp_path, monkeypatch)
+    assert found["data_source"] == "simulated" and found["mode"] == "async"
+    assert set(found["server"]) == set(found["client"]) and "mae" in found["server"]
+    assert found["communication"]["adapter_bytes_sent"] == 0
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert record["edges"] == [0] or record["edges"] == [1]
+    assert record["staleness"] == [0] and 0 < record["time"]
+    # Every test segment is scored once, globally and by its edge.
+    assert len(found["edges"]) == 3
+
+
+def test_held_out_segments_follow_the_edges_sentiments():
+    made = build()
+    split, dealt = made.federation.split, made.federation
+    for part, rows in ((dealt.val, split.val), (dealt.test, split.test),
+                       (dealt.ends, split.train), (dealt.edges, split.train)):
+        np.testing.assert_array_equal(np.sort(part.rows[part.real]), rows)
+    labels = np.repeat(np.arange(-3, 4), 100).astype(np.float32)
+    data = sentiment.SentimentData(
+        "x", "simulated", "x", *(np.ones((700, 1, 2), np.float32) for _ in range(3)), labels,
+        np.arange(700, dtype=np.int32), np.zeros(700, np.int8))
+    even = np.arange(700) % 2 == 0  # trained on even rows; held out are the odd ones
+    low, high = np.flatnonzero(even & (labels < 1)), np.flatnonzero(even & (labels >= 1))
+    got = federation.deal_like(data, np.flatnonzero(~even), [low, high], seed=0)
+    assert (labels[got[0]] < 1).all() and (labels[got[1]] >= 1).all()
+    assert len(got[0]) + len(got[1]) == 350
+    # Shares of a bin: three quarters of it at the first edge.
+    got = federation.deal_like(data, np.arange(600, 700), [np.arange(600, 675),
+                                                           np.arange(675, 700)], seed=0)
+    assert [len(x) for x in got] == [75, 25]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"method__mode": "fast"}, "method.mode"), ({"clock__speeds": "1,fast"}, "clock.speeds"),
+    ({"clock__speeds": "1,0"}, "clock.speeds"), ({"clock__links": "5g"}, "links preset"),
+    ({"train__rounds": 0}, "train.rounds is 0"), ({"clock__jitter": -0.1}, "clock.jitter"),
+    ({"partition__edges": 0}, "partition.edges"), ({"adapter__epochs": -1}, "adapter.epochs"),
+    ({"method__staleness_exponent": -1.0}, "staleness_exponent"),
+    ({"model__preset": "huge"}, "model.preset"), ({"model__modalities": "smell"}, "modalities"),
+    ({"eval__every": 0}, "eval.every"),
+], ids=str)
+def test_bad_values_are_one_line(change, message):
+    with pytest.raises(UserError, match=message) as error:
+        config.parse(values(**change))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_cross_modal_transformer_learns_in_three_tiers(tmp_path):
+    """Simulated segments, the real model: the global model beats a constant on validation."""
+    found = experiment.run(config.parse(values(
+        train__rounds=8, data__simulated_segments=120)), tmp_path, data=DATA)
+    labels = DATA.labels[DATA.canonical == sentiment.VALID]
+    constant = np.abs(labels - np.median(DATA.labels[DATA.canonical == sentiment.TRAIN])).mean()
+    assert found["validation"]["server"]["mae"] < constant
+    assert found["extra"]["adapter_parameters"] == 4 * 32 * 32 + 4 * 32 + 32 * 32 + 32
