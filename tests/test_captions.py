@@ -159,6 +159,7 @@ def test_tokenizer_and_backbone_read_public_training_text_alone():
     assert not secret & {*documents.captions, *documents.context}
 
 
+@pytest.mark.slow
 def test_a_pretrained_backbone_is_trained_once_and_learns(cache_dir, capfd):
     config = options(**{"model.slm": "pretrained:gpt2-1x16x2", "model.llm": "pretrained:gptj-1x24x2",
                         "captions.pretrain_steps": 60})
