@@ -342,7 +342,8 @@ def typed(kind: type, values: Mapping[str, Any], where: str = "") -> Any:
                 continue
             hint = next(part for part in typing.get_args(hint) if part is not type(None))
         if dataclasses.is_dataclass(hint):
-            fields[name] = typed(typing.cast(type, hint), value, f"{where}{name}.")
+            fields[name] = typed(typing.cast(type, hint), typing.cast(Mapping[str, Any], value),
+                                 f"{where}{name}.")
         else:
             fields[name] = _scalar(hint, value, where + name)
     return kind(**fields)

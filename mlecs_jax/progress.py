@@ -90,7 +90,7 @@ class Progress:
                    if isinstance(value, float)]
         table = Table(title=f"{summary['method']} on {summary['dataset']} "
                             f"({summary['data_source']}), test {LONG.get(primary, primary)}")
-        for column in ("", "modalities", *(SHORT.get(key, key) for key in metrics)):
+        for column in ("", "modalities", *(str(SHORT.get(key, key)) for key in metrics)):
             table.add_column(column, justify="left" if column in ("", "modalities") else "right")
 
         def row(name: str, modalities: str, scores: dict[str, Any]) -> None:

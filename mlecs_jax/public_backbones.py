@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,8 @@ def train(
     key = jax.random.key(seed + 1)
 
     def nll(params, windows):
-        logits = decoder.apply({"params": params}, windows[:, :-1])
+        # flax's type allows for mutated variables beside the output; there are none.
+        logits = cast(jax.Array, decoder.apply({"params": params}, windows[:, :-1]))
         log_p = jax.nn.log_softmax(logits)
         return -jnp.take_along_axis(log_p, windows[:, 1:, None], axis=-1).mean()
 

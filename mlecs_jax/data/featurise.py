@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def _grams(text: str) -> dict[int, float]:
     """Weight of each projection row that a text touches."""
     words = _WORD.findall(text.lower())
     telling = [word for word in words if word not in _COMMON]
-    weights: Counter[int] = Counter()
+    weights: defaultdict[int, float] = defaultdict(float)
     for gram, count in Counter(words).items():
         weights[_row("w", gram)] += (_COMMON_WEIGHT if gram in _COMMON else 1.0) * count**0.5
     for (first, second), count in Counter(zip(telling, telling[1:], strict=False)).items():
