@@ -1,5 +1,5 @@
 """What holds for every method: rounds are functions of their number, placement changes nothing,
-absence and cohorts are handled or refused."""
+absence and cohorts are handled or refused. Slow: each method compiles programs of its own."""
 
 import jax
 import numpy as np
@@ -11,12 +11,10 @@ from tests.methods.rounds import KEY, assert_close, assert_equal, build, run
 
 # ml_ecs has a suite of its own; mega_ce2 needs another kind of data.
 NAMES = sorted(set(methods.METHODS) - {"ml_ecs", "mega_ce2"})
-QUICK = ("multi_fedavg", "private_only", "fedilora")  # programs that other tests compile too
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-             for name in NAMES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_rounds_are_functions_of_their_number_and_methods_answer(name):
     """Round 1 computed again from a saved state before it is the same, bit for bit."""
     setting, method, state = build(**{

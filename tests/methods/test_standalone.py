@@ -55,6 +55,7 @@ def test_private_only_has_the_same_devices_and_no_server(reference):
     assert set(method.evaluate(jax.device_put(after), 1)) == {"after_amt"}
 
 
+@pytest.mark.slow
 def test_localpub_keeps_its_labels_where_others_lose_them():
     with_labels, _ = run(*build(**{"method.name": "localpub"})[1:], rounds=1)
     without, losses = run(
