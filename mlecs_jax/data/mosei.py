@@ -57,12 +57,14 @@ def video_level() -> SentimentData:
          "visual_openface_mean35", "sentiment_mean7"))
     certain = ~columns.pop("id_uncertain")
     columns = {name: column[certain] for name, column in columns.items()}
-    steps = {name: columns[column].astype(np.float32)[:, None, :]
-             for name, column in (("text", "text_bert_cls"), ("audio", "audio_covarep_mean40"),
-                                  ("vision", "visual_openface_mean35"))}
-    steps["audio"] = np.delete(steps["audio"], _SILENT, axis=-1)
+
+    def steps(column: str) -> np.ndarray:
+        return columns[column].astype(np.float32)[:, None, :]
+
     return SentimentData(
-        name="mosei", source="real", form="video", **steps,
+        name="mosei", source="real", form="video", text=steps("text_bert_cls"),
+        audio=np.delete(steps("audio_covarep_mean40"), _SILENT, axis=-1),
+        vision=steps("visual_openface_mean35"),
         labels=columns["sentiment_mean7"].astype(np.float32),
         videos=number_videos(columns["video_id"]),
         canonical=columns["std_split"].astype(np.int8), caution=CAUTION)

@@ -42,12 +42,14 @@ def _allowed() -> dict[tuple[str, str], Callable[..., Any]]:
     import numpy._core.multiarray as multiarray
     import numpy._core.numeric as numeric
 
-    made = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): _latin1}
+    made: dict[tuple[str, str], Callable[..., Any]] = {
+        ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _latin1}
     for package in ("numpy.core", "numpy._core"):  # before and since NumPy 2
         made[f"{package}.multiarray", "_reconstruct"] = multiarray._reconstruct
         made[f"{package}.multiarray", "scalar"] = multiarray.scalar
-        made[f"{package}.numeric", "_frombuffer"] = numeric._frombuffer
+        made[f"{package}.numeric", "_frombuffer"] = (
+            numeric._frombuffer)  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
 

@@ -43,7 +43,7 @@ def _write(staging: Path, path: Path) -> Path:
     arrays = mult_pickles.read_segments(path)
     folder = staging / "made"
     folder.mkdir()
-    np.savez(folder / _ARCHIVE, **arrays)
+    np.savez(folder / _ARCHIVE, allow_pickle=False, **arrays)
     return folder
 
 

@@ -59,8 +59,10 @@ def simulate(name: str, *, seed: int = 0, segments: int = 600) -> SentimentData:
     order = np.random.default_rng([seed, 7]).permutation(videos.max() + 1)
     rank = np.argsort(order)[videos] / (videos.max() + 1)
     canonical = np.select([rank < 0.7, rank < 0.8], [TRAIN, VALID], TEST).astype(np.int8)
-    return SentimentData(name=name, source="simulated", form="simulated", **streams,
-                         labels=labels, videos=videos, canonical=canonical)
+    return SentimentData(name=name, source="simulated", form="simulated",
+                         text=streams["text"], audio=streams["audio"],
+                         vision=streams["vision"], labels=labels, videos=videos,
+                         canonical=canonical)
 
 
 def _places(when: np.ndarray, length: np.ndarray, steps: int) -> np.ndarray:

@@ -226,7 +226,7 @@ class CrossModalTransformer(nn.Module):
         config = self.config
         drop = functools.partial(nn.Dropout, deterministic=deterministic)
         projected = {m: self._project(m, batch, deterministic) for m in config.modalities}
-        rate = dict(zip(MODALITIES, config.attention_dropout, strict=True))
+        rate: dict[str, float] = dict(zip(MODALITIES, config.attention_dropout, strict=True))
         memory_layers = max(config.layers, 3)
         summaries = []
         for target, sources in config.streams():
