@@ -91,8 +91,9 @@ def _student(
     value += jnp.where(rest > 0, rest * (topk.log_rest - lse_rest + lse), 0)
     if not with_gradient:
         return value, None
-    of_rest = jnp.exp(lse_rest - lse) - rest
     of_kept = jnp.exp(kept - lse[:, None]) - p
+    # Both distributions sum to one: the small differences say it better than two large rests.
+    of_rest = -of_kept.sum(1)
     gradient = of_rest[:, None] * sums.mean_row() + vocabulary.rows_at(
         student.head, topk.ids, of_kept
     )
