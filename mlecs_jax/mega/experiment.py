@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from mlecs_jax.metrics import sentiment as metrics
 from mlecs_jax.models import adapters as adapter_blocks
 
 OnVersion = Callable[[dict[str, Any]], None]
+Scores = dict[str, Any]
 
 
 def run(
@@ -112,16 +114,16 @@ def _version(
     return state, record
 
 
-def score(setting: MegaSetting, predictions: Predictions) -> dict[str, dict[str, float]]:
+def score(setting: MegaSetting, predictions: Predictions) -> dict[str, Scores]:
     """Scores on all validation and on all test segments."""
     split, labels = setting.federation.split, setting.federation.data.labels
-    return {part: metrics.scores(labels[getattr(split, part)], predictions[part])
+    return {part: _scores(labels[getattr(split, part)], predictions[part])
             for part in ("val", "test")}
 
 
 def score_edges(
     setting: MegaSetting, predictions: Predictions
-) -> list[dict[str, float]]:
+) -> list[Scores]:
     """Scores of every edge on its own test segments."""
     federation = setting.federation
     place = {int(row): i for i, row in enumerate(federation.split.test)}
@@ -129,8 +131,14 @@ def score_edges(
     for rows, real in zip(federation.test.rows, federation.test.real, strict=True):
         own = rows[real]
         answers = predictions["test"][[place[int(row)] for row in own]]
-        result.append(metrics.scores(federation.data.labels[own], answers))
+        result.append(_scores(federation.data.labels[own], answers))
     return result
+
+
+def _scores(true: np.ndarray, predicted: np.ndarray) -> Scores:
+    """Scores, None where one is not defined (a correlation of equal labels): JSON has no NaN."""
+    return {name: value if math.isfinite(value) else None
+            for name, value in metrics.scores(true, predicted).items()}
 
 
 def _summary(

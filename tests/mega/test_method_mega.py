@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_mega import DATA, build, build_toy, toy, values
 
 from mlecs_jax import channel
 from mlecs_jax.data import sentiment
@@ -15,7 +16,6 @@ from mlecs_jax.mega import config, experiment, federation
 from mlecs_jax.mega import setting as settings
 from mlecs_jax.methods import mega_ce2
 from mlecs_jax.models import adapters as adapter_blocks
-from small_mega import DATA, build, build_toy, toy, values
 
 EQUAL = {"clock__speeds": "1", "clock__jitter": 0.0, "train__rounds": 1}
 KEY = jax.random.key(5)

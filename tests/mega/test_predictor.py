@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from small_mega import DATA
 
 from mlecs_jax.data import sentiment
 from mlecs_jax.errors import UserError
@@ -15,7 +16,6 @@ from mlecs_jax.mega.codecs import Codec
 from mlecs_jax.mega.packets import Header
 from mlecs_jax.mega.predictor import PROGRAM, Predictor
 from mlecs_jax.models import adapters, crossmodal
-from small_mega import DATA
 
 SHAPE = crossmodal.CrossModalConfig(width=8, layers=1, heads=2, ffn_ratio=1, targets=("text",))
 ROWS = np.arange(60)
@@ -27,7 +27,8 @@ from pathlib import Path
 from mlecs_jax.mega.predictor import Predictor
 folder, expected = Path(sys.argv[1]), json.loads(sys.argv[2])
 predictor = Predictor(folder / "predictor", {
-    device: {m: tuple(shape) for m, shape in shapes.items()} for device, shapes in expected.items()})
+    device: {name: tuple(shape) for name, shape in shapes.items()}
+    for device, shapes in expected.items()})
 reading = [path.read_bytes() for path in sorted(folder.glob("*.packet"))]
 answer = predictor.answer(reading)
 trained = [name for name in sys.modules if name.split(".")[0] in ("flax", "optax", "orbax")
