@@ -19,7 +19,7 @@ from mlecs_jax.errors import UserError
 SUMMARY = "CMU-MOSEI: segments with text, audio and vision (Zadeh et al., 2018)"
 BASE_URL = ""
 VIDEO_FILE = "mosei/mosei_video_level.npz"
-CAUTION = ("one vector and one mean label per video, 915 of 3,293 videos: figures do not compare "
+CAUTION = ("one vector and one mean label per video, 916 of 3,293 videos: figures do not compare "
            "with segment-level MOSEI")
 _SILENT = 7  # an audio column that is -inf in most rows
 
