@@ -15,7 +15,8 @@ from mlecs_jax.errors import UserError
 USAGE = """usage: python -m mlecs_jax.run --config=NAME[:VARIANT] [--config.KEY=VALUE …]
                                [--workdir=DIR]
 
-  NAME       a shipped config (ur_fall, vast, table) or a Python file with get_config()
+  NAME       a shipped config (ur_fall, vast, table; mosi, mosei for Mega-CE²) or a Python file
+             with get_config()
   VARIANT    smoke | cpu (default) | paper
   KEY        any config value, e.g. --config.partition.rho=0.5 --config.data.split=sequence
   --workdir  folder of the run; the same command again resumes it
@@ -26,6 +27,11 @@ def main(argv: list[str]) -> int:
     """Runs or resumes the experiment; returns the exit code."""
     values, options = cli.parse(argv, USAGE, {"workdir": ""})
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's cache chatter is not the user's
+
+    if values["method"]["name"] == "mega_ce2":
+        from mlecs_jax.mega import run as mega
+
+        return mega.main(values, options["workdir"], default_workdir)
 
     from mlecs_jax import config as configs
     from mlecs_jax import experiment  # imports jax: after the flags are known to be right

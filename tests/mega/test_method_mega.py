@@ -10,6 +10,7 @@ import pytest
 from small_mega import DATA, build, build_toy, toy, values
 
 from mlecs_jax import channel
+from mlecs_jax import run as command
 from mlecs_jax.data import sentiment
 from mlecs_jax.errors import UserError
 from mlecs_jax.mega import config, experiment, federation
@@ -245,6 +246,19 @@ def test_bad_values_are_one_line(change, message):
     with pytest.raises(UserError, match=message) as error:
         config.parse(values(**change))
     assert "\n" not in str(error.value)
+
+
+def test_the_command_line_runs_it_and_refuses_what_it_cannot_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(settings.crossmodal, "model", lambda shape, name: toy(shape.width))
+    monkeypatch.setattr("mlecs_jax.mega.run.use_compilation_cache", lambda: None)
+    flags = ["run", "--config=mosi:smoke", "--config.data.source=simulated",
+             "--config.eval.every=9", "--config.train.rounds=1", "--config.clock.speeds=1", f"--workdir={tmp_path}"]
+    assert command.main(flags) == 0
+    said = capsys.readouterr().out
+    assert "3 edges of 2 ends" in said and "personalised: test MAE" in said
+    assert "(simulated data)" in said
+    with pytest.raises(UserError, match="clock.speeds"):
+        command.main([*flags, "--config.clock.speeds=fast"])
 
 
 @pytest.mark.slow
