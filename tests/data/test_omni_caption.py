@@ -56,7 +56,8 @@ def test_real_captions_survive_the_tokenizer(folder):
     assert len(bpe) <= 400
     assert bpe.same_as(vocabulary.trained_bpe(samples.texts, 400))
     target = text.targets(samples, bpe, 70)
-    assert [bpe.decode(row.tolist()).strip() for row in target] == [t.strip() for t in samples.texts]
+    found = [bpe.decode(row.tolist()).strip() for row in target]
+    assert found == [t.strip() for t in samples.texts]
 
 
 def write_msrvtt(folder, **changes):
