@@ -252,7 +252,8 @@ def test_the_command_line_runs_it_and_refuses_what_it_cannot_run(tmp_path, monke
     monkeypatch.setattr(settings.crossmodal, "model", lambda shape, name: toy(shape.width))
     monkeypatch.setattr("mlecs_jax.mega.run.use_compilation_cache", lambda: None)
     flags = ["run", "--config=mosi:smoke", "--config.data.source=simulated",
-             "--config.eval.every=9", "--config.train.rounds=1", "--config.clock.speeds=1", f"--workdir={tmp_path}"]
+             "--config.eval.every=9", "--config.train.rounds=1", "--config.clock.speeds=1",
+             f"--workdir={tmp_path}"]
     assert command.main(flags) == 0
     said = capsys.readouterr().out
     assert "3 edges of 2 ends" in said and "personalised: test MAE" in said
