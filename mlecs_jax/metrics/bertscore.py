@@ -53,7 +53,7 @@ class DirectoryEncoder:
         return [self._known[text] for text in texts]
 
     def _add(self, texts: list[str]) -> None:
-        longest = _LENGTHS[-1]
+        longest = min(_LENGTHS[-1], self._tokenizer.model_max_length)
         ids = [self._tokenizer.encode(text, truncation=True, max_length=longest) for text in texts]
         width = next(n for n in _LENGTHS if n >= max(map(len, ids)))
         tokens = np.zeros((_BATCH, width), np.int32)
