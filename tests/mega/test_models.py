@@ -161,7 +161,9 @@ def test_future_mask_and_positions():
 
 
 @pytest.mark.parametrize("changes", [
-    {"future_mask": False}, {"residual_norm": True}, {"last_steps": 2}])
+    {"future_mask": False},
+    pytest.param({"residual_norm": True}, marks=pytest.mark.slow),
+    pytest.param({"last_steps": 2}, marks=pytest.mark.slow)])
 def test_options_change_the_prediction(changes):
     model, plain = crossmodal.model(dataclasses.replace(TINY, **changes)), crossmodal.model(TINY)
     segments = batch()
@@ -252,7 +254,9 @@ def small_model(name: str, align: bool):
 
 
 @pytest.mark.parametrize("name,align", [
-    ("ef_lstm", True), ("lf_lstm", False), ("mctn", False),
+    ("ef_lstm", True),
+    pytest.param("lf_lstm", False, marks=pytest.mark.slow),
+    pytest.param("mctn", False, marks=pytest.mark.slow),
     pytest.param("raven", True, marks=pytest.mark.slow),
     pytest.param("v2em_lite", False, marks=pytest.mark.slow)])
 def test_every_part_of_a_baseline_learns(name, align):
