@@ -124,6 +124,7 @@ def test_nothing_but_model_and_count_is_uploaded(unequal):
                 if "linear_kernel" in jax.tree_util.keystr(path)]
 
 
+@pytest.mark.slow
 def test_edge_devices_of_the_machine_do_not_change_the_result(unequal):
     _, _, states = unequal
     spread = build_toy(jax.devices()[:3], clock__jitter=0.0, train__rounds=3,
@@ -170,6 +171,7 @@ def run(folder, monkeypatch, **options):
     return experiment.run(config.parse(options.pop("values")), folder, data=DATA, **options)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_end(tmp_path, monkeypatch):
     class Killed(Exception):
         pass
@@ -200,6 +202,7 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path, monkeypatch):
             values=values(train__rounds=1, clock__speeds="1,1,0.5", train__learning_rate=0.1))
 
 
+@pytest.mark.slow
 def test_a_summary_says_where_its_numbers_come_from(tmp_path, monkeypatch):
     found = run(tmp_path, monkeypatch)
     assert found["data_source"] == "simulated" and found["mode"] == "async"
