@@ -181,7 +181,8 @@ table { border-collapse: collapse; font-size: 14px; }
 .gain { --k: var(--right); } .loss { --k: var(--wrong); }
 .runs td { white-space: normal; }
 .seed { margin-right: 14px; white-space: nowrap; }
-.sentences li { margin: 6px 0; max-width: 90ch; } .sentences { padding-left: 20px; list-style: disc; }
+.sentences li { margin: 6px 0; max-width: 90ch; }
+.sentences { padding-left: 20px; list-style: disc; }
 .failures { color: var(--srv); }
 .key { margin: 0; padding-left: 22px; }
 details { margin-top: 20px; }

@@ -181,7 +181,7 @@ def scatter(
     left, right, bottom = _LEFT + 34, WIDTH - _RIGHT, HEIGHT - _BOTTOM
     none = _LEFT + 12
 
-    def at(value: Number | None) -> float:
+    def at(value: Number | None) -> Number:
         return none if value is None else left + x_axis.at(value) * (right - left)
 
     parts: list[Markup] = [_text(y_label, 2, 11, "axis-title")]

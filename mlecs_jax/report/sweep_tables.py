@@ -100,7 +100,7 @@ def _slug(group: tuple[tuple[str, Any], ...]) -> str:
 
 
 def _table(table: dict[str, Any], anchors: _Anchors) -> Markup:
-    names = 2 if table["columns"][0] == "" else 1
+    names = table.get("names", 1)
     heat = table.get("kind") == "heat"
     head = tag("tr", *(tag("th", c, scope="col", class_="n" if i >= names else None)
                        for i, c in enumerate(table["columns"])))

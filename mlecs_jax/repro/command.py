@@ -15,6 +15,7 @@ from mlecs_jax.report.axes import duration
 from mlecs_jax.report.sweep_report import write_sweep_report
 from mlecs_jax.repro import engine, render, results
 from mlecs_jax.repro.display import SweepDisplay
+from mlecs_jax.repro.docs_page import write_docs
 from mlecs_jax.repro.engine import Outcome
 from mlecs_jax.repro.options import Options, parse
 from mlecs_jax.repro.results import Results
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     findings = artefact.findings(options, found)
     write(options, artefact.title, outcomes, found, findings, time.monotonic() - begun)
     render.print_findings(findings, console)
+    if options.write_docs:
+        write_docs(options.write_docs, options, artefact.title, findings, found,
+                   sum(outcome.cost for outcome in outcomes))
     return _finish(options, outcomes, found, time.monotonic() - begun, console)
 
 

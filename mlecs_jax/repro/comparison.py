@@ -97,10 +97,11 @@ def score_table(
         rows += found
     return Table(
         f"{METRICS[metric]} on test data, {data_words(results, where)}",
-        ("", "method", *(name for name, _, _ in columns)), tuple(rows),
+        ("setting", "method", *(name for name, _, _ in columns)), tuple(rows),
         f"Mean ± standard deviation over {seeds_words(results, where)}, last round; best_val: the "
         "round with the best mean validation score of the devices. Bold: highest mean of the "
-        "published methods and ours; 'centralized' pools all data and competes with none.")
+        "published methods and ours; 'centralized' pools all data and competes with none.",
+        names=2)
 
 
 def _rows_of_cell(

@@ -30,6 +30,7 @@ class Outcome:
       failure: one line; empty where the run is whole.
       cached: it was there already.
       seconds: this call spent on it.
+      cost: worker seconds of the call that ended the run, whenever that was.
     """
 
     job: Job
@@ -38,6 +39,7 @@ class Outcome:
     failure: str = ""
     cached: bool = False
     seconds: float = 0.0
+    cost: float = 0.0
 
 
 @runtime_checkable
@@ -80,7 +82,9 @@ def execute(
         for i, (job, origin) in enumerate(zip(jobs, origins, strict=True)):
             folder = find(workdir / RUNS, job, origin, any_code=any_code)
             if is_done(folder, job):
-                outcomes[i] = Outcome(job, folder, _recorded(folder), cached=True)
+                record = json.loads((folder / RECORD).read_text())
+                outcomes[i] = Outcome(job, folder, Provenance(record["data"], record["code"]),
+                                      cached=True, cost=record["seconds"])
             else:
                 waiting.append((i, job, folder, origin))
         display.plan(len(jobs), len(outcomes))
@@ -195,7 +199,7 @@ class _Pool:
             return None
         if kind == "done":
             _record(folder, job, origin, seconds)
-            return Outcome(job, folder, origin, seconds=seconds)
+            return Outcome(job, folder, origin, seconds=seconds, cost=seconds)
         line, trace = content
         if trace:
             folder.mkdir(parents=True, exist_ok=True)
@@ -238,8 +242,3 @@ def _record(folder: Path, job: Job, origin: Provenance, seconds: float) -> None:
     temporary = folder / f".{RECORD}.new"
     temporary.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(temporary, folder / RECORD)
-
-
-def _recorded(folder: Path) -> Provenance:
-    record = json.loads((folder / RECORD).read_text())
-    return Provenance(record["data"], record["code"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from rich import table as rich_table
 from rich.console import Console
+from rich.measure import Measurement
 from rich.text import Text
 
-from mlecs_jax.repro.tables import Cell, Findings, Table
+from mlecs_jax.repro.tables import Cell, Findings
 
 _TONES = {"up": "green", "down": "red", "quiet": "dim"}
 _MARKS = {"up": " ▲", "down": " ▼"}
@@ -18,17 +19,22 @@ def print_findings(findings: Findings, console: Console) -> None:
         shown = rich_table.Table(title=table.title, title_justify="left", caption=table.note,
                                  caption_justify="left")
         for i, column in enumerate(table.columns):
-            shown.add_column(column, justify="left" if i < _named(table) else "right",
-                             no_wrap=True)
+            # On a narrow terminal a figure breaks between mean and spread; names stay whole.
+            shown.add_column(column, justify="left" if i < table.names else "right",
+                             no_wrap=i < table.names or not console.is_terminal)
         before: tuple[str, ...] = ()
         for row in table.rows:
-            named = tuple(cell.text for cell in row[:_named(table)])
-            if before and named[0] != before[0] and _named(table) > 1:
+            named = tuple(cell.text for cell in row[:table.names])
+            if before and named[0] != before[0] and table.names > 1:
                 shown.add_section()
             shown.add_row(*(_rich(cell, blank=i == 0 and named[:1] == before[:1]
-                                  and _named(table) > 1) for i, cell in enumerate(row)))
+                                  and table.names > 1) for i, cell in enumerate(row)))
             before = named
-        console.print(shown)
+        wide = Measurement.get(console, console.options.update(max_width=1000), shown).maximum
+        if console.is_terminal:
+            console.print(shown)
+        else:  # a file has room
+            console.print(shown, width=wide, crop=False)
     for sentence in findings.sentences:
         console.print(f"• {sentence}", soft_wrap=True)
 
@@ -39,18 +45,13 @@ def markdown(findings: Findings, level: int = 3) -> str:
     for table in findings.tables:
         lines = [f"{'#' * level} {table.title}", "",
                  "| " + " | ".join(table.columns) + " |",
-                 "|" + "|".join("---" if i < _named(table) else "---:"
+                 "|" + "|".join("---" if i < table.names else "---:"
                                 for i in range(len(table.columns))) + "|"]
         lines += ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in table.rows]
         if table.note:
             lines += ["", table.note]
         parts.append("\n".join(lines))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _named(table: Table) -> int:
-    """How many leading columns name the row: two where the first column's head is empty."""
-    return 2 if table.columns[0] == "" else 1
 
 
 def _rich(cell: Cell, *, blank: bool) -> Text:

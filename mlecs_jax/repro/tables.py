@@ -38,9 +38,11 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A titled table; the first cell of a row names it.
+    """A titled table.
 
     Attributes:
+      names: how many cells at the head of a row name it; with two, rows of one first name belong
+        together.
       kind: ``scores``, ``differences`` (also drawn, with their intervals) or ``heat`` (shaded).
     """
 
@@ -49,6 +51,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     kind: str = "scores"
+    names: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,7 +154,8 @@ def test_refusals(arguments, message):
 
 def test_code_version_follows_what_computes_the_numbers(tmp_path):
     own = tmp_path / "mine.py"
-    own.write_text('"""Doc."""\nfrom mlecs_jax import train\n\n\ndef build(setting):\n    return 1\n')
+    own.write_text('"""Doc."""\nfrom mlecs_jax import train\n\n\ndef build(setting):\n'
+                   '    return 1\n')
     first = code_version(str(own))
     other = tmp_path / "other.py"
     other.write_text('"""Others."""\n# why\nfrom mlecs_jax import train\ndef build(setting): '

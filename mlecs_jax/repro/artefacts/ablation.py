@@ -76,10 +76,10 @@ def _scores(results: Results, where: Labels, cells: list[Labels]) -> Table:
                            for _, key in columns)))
     return Table(
         f"{METRICS[metric]} without parts of ML-ECS, {data_words(results, where)}",
-        ("", "variant", *(name for name, _ in columns)), tuple(rows),
+        ("setting", "variant", *(name for name, _ in columns)), tuple(rows),
         f"Mean ± standard deviation over {seeds_words(results, where)}, last round. 'Lost': the "
         "trained nodes answer with that many modalities fewer, drawn at random per sample, keeping "
-        "at least one.")
+        "at least one.", names=2)
 
 
 def _worth(results: Results, where: Labels, cells: list[Labels]) -> tuple[Table, list[str]]:

@@ -1,0 +1,100 @@
+"""The Markdown page of results: one part per artefact, data set and kind of data.
+
+A part stands between two comments and is replaced as a whole, so that sweeps of several artefacts
+share a page and nothing on it is written by hand. Beside the page, a CSV file per part holds one
+row per run: its figures, its data, the version of the code and the folder it came from.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlecs_jax.errors import UserError
+from mlecs_jax.report.axes import duration
+from mlecs_jax.repro import render
+from mlecs_jax.repro.options import Options
+from mlecs_jax.repro.results import Results, Run
+from mlecs_jax.repro.tables import Findings
+
+HEAD = """# Results
+
+Written by `python -m mlecs_jax.repro … --write-docs=FILE` from the runs of each sweep; no figure
+here is entered by hand, and none was chosen on test data. Mean ± standard deviation over seeds;
+differences are paired by seed with a 95 % confidence interval (Student's t). What the methods and
+controls are: [baselines](baselines.md); how to make these again: [repro](repro.md).
+"""
+
+
+def write_docs(path: Path, options: Options, title: str, findings: Findings, results: Results,
+               seconds: float) -> None:
+    """Puts an artefact's findings into the page, in the place of its older ones.
+
+    Args:
+      seconds: worker time of all its runs.
+
+    Raises:
+      UserError: the page cannot be written.
+    """
+    name = "-".join([options.system, options.artefact, *options.datasets])
+    if "simulated" in results.sources:
+        name += "-simulated"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page = path.read_text("utf-8") if path.exists() else HEAD
+        table = path.parent / path.stem / f"{name}.csv"
+        table.parent.mkdir(exist_ok=True)
+        _write_runs(table, results)
+        text = _part(options, title, findings, results, seconds, table.relative_to(path.parent))
+        path.write_text(replaced(page, name, text), "utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give --write-docs another "
+                        "file") from None
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """The page with the part of that name replaced, or added at its end."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    part = f"{begin}\n{text.rstrip()}\n{end}"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if pattern.search(page):
+        return pattern.sub(lambda _: part, page)
+    return f"{page.rstrip()}\n\n{part}\n"
+
+
+def _part(options: Options, title: str, findings: Findings, results: Results, seconds: float,
+          table: Path) -> str:
+    versions = sorted({run.code for run in results.runs})
+    command = " ".join(["python -m mlecs_jax.repro", options.system, options.artefact,
+                        f"--preset={options.preset}", f"--seeds={options.seeds}",
+                        f"--data={options.data}", f"--dataset={','.join(options.datasets)}",
+                        *options.overrides])
+    lines = [f"## {title}", ""]
+    if "simulated" in results.sources:
+        lines += ["**Simulated data**: these figures show that the program runs, and are no "
+                  "evidence about any real task.", ""]
+    lines += [f"`{command}`", "",
+              f"{len(results.runs)} runs, {duration(seconds)} of worker time in all; one row per "
+              f"run: [{table.as_posix()}]({table.as_posix()}). Versions of the code: "
+              f"{len(versions)}.", "", render.markdown(findings)]
+    return "\n".join(lines)
+
+
+def _write_runs(path: Path, results: Results) -> None:
+    """One row per run, a column per label and figure."""
+    labels = list(dict.fromkeys(name for run in results.runs for name in run.labels))
+    figures = list(dict.fromkeys(key for run in results.runs for key in run.values))
+    columns = [*labels, *(f"{selection}.{metric}" for selection, metric in figures),
+               "data_source", "data_sha256", "code", "run"]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(_row(run, labels, figures) for run in results.runs)
+
+
+def _row(run: Run, labels: Sequence[str], figures: Sequence[tuple[str, str]]) -> list[object]:
+    values = [f"{run.values[key]:.6g}" if key in run.values else "" for key in figures]
+    return [*(run.labels.get(name, "") for name in labels), *values, run.data_source,
+            run.data[:16], run.code, run.folder.name]

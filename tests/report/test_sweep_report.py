@@ -1,0 +1,123 @@
+"""A sweep's page: everything it must show, every number a link, no file trusted."""
+
+import json
+import re
+import shutil
+
+import pytest
+from browser import EXECUTABLE, Browser
+from made_up_runs import made_up_run, write_run
+from made_up_sweeps import METHODS, write_sweep
+
+from mlecs_jax.errors import UserError
+from mlecs_jax.report.__main__ import main
+from mlecs_jax.report.sweep_files import read_sweep
+from mlecs_jax.report.sweep_report import write_sweep_report
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return write_sweep(tmp_path_factory.mktemp("sweep"), failed=True)
+
+
+@pytest.fixture(scope="module")
+def page(sweep):
+    return write_sweep_report(sweep).read_text()
+
+
+def test_all_parts_are_there(page):
+    assert re.findall(r'<section id="(\w+)"', page) == [
+        "findings", "differences", "tables", "learning", "communication", "modalities",
+        "confusion", "runs", "setup"]
+    assert "Real data" in page and "SIMULATED" not in page
+    assert "36 runs, 1 failed" in page and "a &lt;value&gt; is bad" in page
+
+
+def test_every_link_leads_somewhere(sweep, page):
+    targets = set(re.findall(r'href="([^"]+)"', page))
+    anchors = {t[1:] for t in targets if t.startswith("#")}
+    assert anchors <= set(re.findall(r'id="([^"]+)"', page))
+    assert len([a for a in anchors if a.startswith("g")]) == 2 * len(METHODS)
+    runs = {t for t in targets if not t.startswith("#")}
+    assert len(runs) == 36 and all((sweep / t).parent.is_dir() for t in runs)
+
+
+def test_curves_have_bands_and_forests_their_intervals(page):
+    learning = page[page.index('<section id="learning"'):page.index('<section id="communication"')]
+    assert learning.count("<figure") == 2 and learning.count('class="band') == 2 * 4
+    differences = page[page.index('<section id="differences"'):page.index('<section id="tables"')]
+    others = len(METHODS) - 1
+    assert differences.count('class="dot') == differences.count('class="line') == 2 * others
+
+
+def test_methods_that_send_nothing_stand_left_of_the_axis(page):
+    part = page[page.index('<section id="communication"'):page.index('<section id="modalities"')]
+    assert part.count("0 B") >= 2 and ">0</text>" in part
+
+
+def test_confusions_are_summed_over_devices_and_seeds(tmp_path):
+    folder = write_sweep(tmp_path, seeds=2)
+    page = write_sweep_report(folder).read_text()
+    found = read_sweep(folder)
+    corner = sum(c["confusion"][0][0] for run in found.runs
+                 if run.labels["method"] == "ml_ecs" and run.labels["rho"] == 0.5
+                 for c in run.files.clients)
+    part = page[page.index('<section id="confusion"'):]
+    assert f">{corner:,.0f}</td>" in part
+
+
+def test_simulated_runs_make_a_simulated_page(tmp_path):
+    page = write_sweep_report(write_sweep(tmp_path, source="simulated", seeds=1)).read_text()
+    assert '<aside class="banner"' in page and "<title>SIMULATED: " in page
+
+
+def test_captions_are_shown_where_there_are_some(tmp_path):
+    folder = write_sweep(tmp_path, seeds=1)
+    run = tmp_path / "runs" / "ml_ecs-0.5-0"
+    (run / "samples.jsonl").write_text(json.dumps({
+        "node": "device 0", "modalities": ["rgb"], "reference": "a man sits",
+        "generated": "a man <b>runs</b>", "rougeLsum": 0.5}) + "\n")
+    page = write_sweep_report(folder).read_text()
+    assert 'id="captions"' in page and "a man &lt;b&gt;runs&lt;/b&gt;" in page
+
+
+def test_lost_or_broken_runs_do_not_stop_the_page(tmp_path):
+    folder = write_sweep(tmp_path, seeds=2)
+    shutil.rmtree(tmp_path / "runs" / "ml_ecs-0.5-0")
+    (tmp_path / "runs" / "localpub-0.8-1" / "metrics.jsonl").write_text("{broken\n{}\n")
+    assert "Learning curves" in write_sweep_report(folder).read_text()
+
+
+def test_the_command_makes_either_page(tmp_path, capsys):
+    folder = write_sweep(tmp_path, seeds=1)
+    assert main([str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert main([str(write_run(tmp_path / "run", made_up_run()))]) == 0
+    (folder / "sweep.json").write_text("[]")
+    assert main([str(folder)]) == 2 and "cannot read" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no sweep.json"):
+        read_sweep(tmp_path)
+
+
+_TOO_WIDE = """
+[...document.querySelectorAll('body *')]
+  .filter(e => !e.closest('.scroll') && e.getBoundingClientRect().right > innerWidth + 0.5)
+  .map(e => e.tagName + '.' + e.className).join(' ')
+"""
+
+
+@pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium installed")
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)])
+def test_page_fits_is_silent_and_prints(sweep, page, tmp_path, width, dark):
+    del page
+    path = sweep / "report.html"
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(path, width=width, dark=dark)
+        picture = browser.screenshot(tmp_path / f"sweep-{width}.png")
+        assert picture.stat().st_size > 10_000
+        assert browser.evaluate(_TOO_WIDE) == ""
+        assert browser.evaluate("document.documentElement.scrollWidth") == width
+        assert browser.complaints == []
+        assert set(browser.requests) == {path.resolve().as_uri()}
+        printed = browser.pdf(tmp_path / "sweep.pdf").read_bytes()
+        assert printed.startswith(b"%PDF") and 2 <= printed.count(b"/Type /Page\n") <= 20
