@@ -189,7 +189,7 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path, monkeypatch):
     assert begun == [2]
     for part in ("server", "client", "best_version", "validation", "edges"):
         assert resumed[part] == whole[part]
-    lines = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+    lines = [list(map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines()))
              for name in ("whole", "resumed")]
     for a, b in zip(*lines, strict=True):
         assert {k: v for k, v in a.items() if "seconds" not in k} == {
