@@ -3,6 +3,8 @@
 import functools
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -237,3 +239,15 @@ def test_the_zoo_knows_directories():
     assert zoo.decoder_config(f"hf:{GOLDEN / 'qwen3'}", 60) == golden("qwen3")[0][0].config
     with pytest.raises(UserError, match="64 rows for 70 tokens"):
         zoo.decoder_config(f"hf:{GOLDEN / 'qwen3'}", 70)
+
+
+@pytest.mark.slow
+def test_774_million_parameters_load_quickly_in_little_memory(tmp_path):
+    """By processor time, which a busy machine does not stretch; see bench/load_hf.py."""
+    script = Path(__file__).parents[2] / "bench/load_hf.py"
+    subprocess.run([sys.executable, str(script), "--directory", str(tmp_path / "model"),
+                    "--json", str(tmp_path / "row.json")], check=True, capture_output=True,
+                   cwd=script.parent)
+    row = json.loads((tmp_path / "row.json").read_text())["rows"][0]
+    assert row["parameters"] == 774_030_080
+    assert row["cpu"] <= 20 and row["peak_to_largest_file"] <= 1.3
