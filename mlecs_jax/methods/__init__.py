@@ -39,13 +39,22 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
 }
 
 
+COMPRESSING = ("ml_ecs",)
+"""Methods whose uploads pass through :class:`mlecs_jax.codecs.Uplink`; a user's own may."""
+
+
 def build(setting: Setting) -> Method:
     """The method named by the configuration.
 
     Raises:
-      UserError: an unknown name, or a method of the user's that cannot be read.
+      UserError: an unknown name, a method of the user's that cannot be read, or one that does not
+        compress its uploads and is asked to.
     """
-    return find(setting.config.method.name)(setting)
+    name, uplink = setting.config.method.name, setting.config.channel.uplink
+    if uplink != "none" and name in METHODS and name not in COMPRESSING:
+        raise UserError(f"channel.uplink={uplink} is not for {name}; use it with "
+                        f"{', '.join(COMPRESSING)}, or uplink=none")
+    return find(name)(setting)
 
 
 def find(name: str) -> Callable[[Setting], Method]:
