@@ -99,3 +99,5 @@ def test_refuses_what_cannot_be_sent():
         config(**{"channel.topk_fraction": 0.0})
     with pytest.raises(UserError, match="method.broadcast=True"):
         one_round(**{"channel.uplink": "bf16", "method.broadcast": False})
+    with pytest.raises(UserError, match="channel.uplink=int8 is not for localpub"):
+        one_round(**{"channel.uplink": "int8", "method.name": "localpub"})

@@ -184,7 +184,6 @@ table { border-collapse: collapse; font-size: 14px; }
 .sentences li { margin: 6px 0; max-width: 90ch; }
 .sentences { padding-left: 20px; list-style: disc; }
 .failures { color: var(--srv); }
-.key { margin: 0; padding-left: 22px; }
 details { margin-top: 20px; }
 #setup .facts { margin-top: 12px; }
 summary { cursor: pointer; font-weight: 550; padding: 6px 0; }

@@ -153,7 +153,7 @@ def forest(rows: Sequence[Interval], x_axis: Axis, *, label: str, x_label: str) 
         y = top + row_height * (i + 0.5)
         style = "dev" if row.low is not None and row.low > 0 else (
             "srv" if row.high is not None and row.high < 0 else "ref")
-        parts.append(_text(shorten(row.name, 20), left - 10, y + 4, "row end", title=row.name))
+        parts.append(_text(shorten(row.name, 17), left - 10, y + 4, "row end", title=row.name))
         if row.low is not None and row.high is not None:
             parts.append(tag("line", x1=at(row.low), x2=at(row.high), y1=y, y2=y,
                              class_=f"line {style}"))

@@ -119,8 +119,7 @@ def _bytes_against_score(title: str, runs: list[SweepRun], metric: str) -> Marku
     drawing = scatter(points, log_axis(sizes or [1.0]), linear_axis([p.y for p in points]),
                       label=title, x_label="bytes per device and round, log scale",
                       y_label=words(metric), x_text=byte_text)
-    key = tag("ol", *(tag("li", p.title) for p in points), class_="key")
-    return panel(title, drawing, note=key)
+    return panel(title, drawing, note="; ".join(f"{i} {p.title}" for i, p in enumerate(points, 1)))
 
 
 def _bytes(files: RunFiles) -> float | None:
@@ -191,8 +190,7 @@ def _by_modalities(title: str, series: dict[str, list[SweepRun]], metric: str) -
     return panel(f"{words(metric)} by modality set: {title}",
                  dot_rows(rows, axis, label=f"Scores by modality set, {title}",
                           x_label=f"test {words(metric)}"),
-                 legend=legend[:2], note="A dot is a device of one seed; bars are means.",
-                 shape="beside")
+                 legend=legend[:2], note="A dot is a device of one seed; bars are means.")
 
 
 def confusions_section(sweep: SweepFiles) -> Markup | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.report.blocks import capital, proper
+from mlecs_jax.report.blocks import proper
 from mlecs_jax.report.run_files import RunFiles, read_run
 
 SWEEP = "sweep.json"
@@ -117,7 +117,7 @@ class SweepFiles:
             else:
                 shown = "all" if name == "labelled" and not value else f"{value:g}"
                 parts.append(f"{_SHORT.get(name, name)} {shown}")
-        return capital(", ".join(parts)) or "All runs"
+        return ", ".join(parts) or "all runs"
 
 
 def by_series(runs: list[SweepRun]) -> dict[str, list[SweepRun]]:
