@@ -90,8 +90,10 @@ def adapted(theirs: Any, ours: Any, count: int) -> tuple[Any, list[Any], Any]:
     return model.train(), trees, LoraConfig(16.0, 0.0)
 
 
-def training(layers: int, width: int, rows: int, length: int, clients: int) -> dict[str, Any]:
-    """A LoRA step (forward, backward, Adam) for one client, or for several in turn."""
+def training(
+    layers: int, width: int, rows: int, length: int, clients: int, chunk: int = 1
+) -> dict[str, Any]:
+    """A LoRA step (forward, backward, Adam) for one client, or for several, ``chunk`` at once."""
     theirs, ours, params = models(layers, width)
     model, trees, settings = adapted(theirs, ours, clients)
     ours = ours.clone(lora_config=settings)
@@ -131,7 +133,8 @@ def training(layers: int, width: int, rows: int, length: int, clients: int) -> d
 
     @jax.jit
     def step(params: Any, loras: Any, states: Any, batches: Any) -> Any:
-        return jax.lax.map(lambda one: client_step(params, one), (loras, states, batches))
+        return jax.lax.map(lambda one: client_step(params, one), (loras, states, batches),
+                           batch_size=chunk if chunk > 1 else None)
 
     loras = jax.tree.map(lambda *x: jnp.stack(x), *trees)
     held = [loras, jax.vmap(transform.init)(loras)]
@@ -151,7 +154,7 @@ CASES = {
     "generate 12x768": lambda: generation(12, 768),
     "train 6x384, 8 x 64 tokens": lambda: training(6, 384, 8, 64, 1),
     "train 12x768, 8 x 64 tokens": lambda: training(12, 768, 8, 64, 1),
-    "clients 8, 6x384, 2 x 16 tokens each": lambda: training(6, 384, 2, 16, CLIENTS),
+    "clients 8, 6x384, 2 x 16 tokens each": lambda: training(6, 384, 2, 16, CLIENTS, CLIENTS),
     "clients 8, 6x384, 8 x 64 tokens each": lambda: training(6, 384, 8, 64, CLIENTS),
 }
 

@@ -94,13 +94,15 @@ def test_adapters_of_another_model_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama"])
-def test_live_parity_with_torch_and_peft(name, tmp_path):
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # theirs
+@pytest.mark.parametrize(("name", "targets"), [
+    ("gpt2", ("c_attn$", "mlp_c_proj$")), ("gptj", ("proj$", "fc_out$")), ("llama", ("proj$",))])
+def test_live_parity_with_torch_and_peft(name, targets, tmp_path):
     """An adapter written here gives torch the same logits on the side and merged."""
     torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     model, params = hf.load(GOLDEN / name)
-    adapters = jax.tree.map(lambda x: 0.1 * x, seeded(model.config, ("proj$", "c_attn$")))
+    adapters = jax.tree.map(lambda x: 0.1 * x, seeded(model.config, targets))
     settings = LoraConfig(4.0, 0.0)
     peft.save(tmp_path / "adapter", model.config, adapters, settings)
     hf.save(tmp_path / "merged", model.config, lora.merge(params, adapters, settings.alpha))
