@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlecs_jax import cli
 from mlecs_jax.config import typed
@@ -196,8 +196,10 @@ class Trainer:
 
         def nats(params, windows):
             """Mean cross-entropy of every next token, in nats."""
-            hidden = decoder.apply({"params": params}, windows[:, :-1], method="hidden")
-            head, bias = decoder.apply({"params": params}, method="head")
+            # flax's type of `apply` also allows for mutated variables
+            hidden = cast(jax.Array, decoder.apply({"params": params}, windows[:, :-1],
+                                                   method="hidden"))
+            head, bias = cast(Any, decoder.apply({"params": params}, method="head"))
             return lm_head.linear_cross_entropy(
                 hidden.reshape(-1, hidden.shape[-1]), head, windows[:, 1:].reshape(-1),
                 bias=bias).mean()

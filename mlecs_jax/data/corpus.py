@@ -123,9 +123,9 @@ def streams(
     order = np.random.default_rng(seed).permutation(len(documents))
     cut = max(1, round(held_out * len(documents)))
 
-    def stream(rows) -> np.ndarray:
-        ids = [token for row in rows for token in (*tokenizer.encode(documents[row]),
-                                                   tokenizer.eos_token_id)]
+    def stream(rows: np.ndarray) -> np.ndarray:
+        ids = [token for row in rows.tolist() for token in (*tokenizer.encode(documents[row]),
+                                                            tokenizer.eos_token_id)]
         return np.asarray(ids, np.int32)
 
     kept, training = stream(order[:cut]), stream(order[cut:])

@@ -148,11 +148,12 @@ class Attention(nn.Module):
             kept = (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
         else:
             keys, values, column, visible = cache
-            kept = tuple(
+            keys, values = (
                 jax.lax.dynamic_update_slice_in_dim(
                     old, jnp.swapaxes(new, 1, 2).astype(old.dtype), column, axis=2)
                 for old, new in ((keys, k), (values, v)))
-            y = attend_cached(q, *kept, visible)
+            kept = (keys, values)
+            y = attend_cached(q, keys, values, visible)
         y = y.reshape(*y.shape[:-2], c.num_heads * c.head_width)
         name = {"gpt2": "c_proj", "gptj": "out_proj"}.get(c.family, "o_proj")
         out = Dense(c.width, self.lora_config, c.family == "gpt2" or c.attention_bias, name=name)
