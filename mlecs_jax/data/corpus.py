@@ -124,7 +124,7 @@ def streams(
     cut = max(1, round(held_out * len(documents)))
 
     def stream(rows: np.ndarray) -> np.ndarray:
-        ids = [token for row in rows.tolist() for token in (*tokenizer.encode(documents[row]),
+        ids = [token for row in rows for token in (*tokenizer.encode(documents[int(row)]),
                                                             tokenizer.eos_token_id)]
         return np.asarray(ids, np.int32)
 
