@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from mlecs_jax import programs
 from mlecs_jax.captions import CaptionPredictor
 from mlecs_jax.federation import Moments, Rows, gather
 from mlecs_jax.lora import Params
@@ -64,27 +64,31 @@ class Predictor:
         return self._answers.server(params, r)
 
 
+def _device_answers(answer_ids: tuple[int, ...], model: MultimodalModel, shared, params, data):
+    """A device's class answers; ``params`` is the state of for_each_client, which stays as it is:
+    the parameters that answer are data."""
+    answers = predict_rows(model, answer_ids, shared["slm"], data["params"],
+                           held_out_rows(shared, data), data["owned"], shared["moments"])
+    return params, answers
+
+
+def _server_answers(answer_ids: tuple[int, ...], model: MultimodalModel, cloud, params: Params):
+    """The server's class answers, with every modality that a row has."""
+    rows: Rows = cloud["public_held_out"]
+    every = jnp.ones(rows.available.shape[-1], bool)
+    return predict_rows(model, answer_ids, cloud["llm"], params, rows, every, cloud["moments"])
+
+
 class ClassPredictor:
     """Class answers of devices and server."""
 
     def __init__(self, setting: Setting):
         self.setting = setting
 
-        def device(model, shared, params, data):
-            del params  # state slot of for_each_client: evaluation changes nothing
-            answers = predict_rows(model, setting.answer_ids, shared["slm"], data["params"],
-                                   held_out_rows(shared, data), data["owned"], shared["moments"])
-            return (), answers
-
-        def server(cloud, params):
-            rows: Rows = cloud["public_held_out"]
-            every = jnp.ones(rows.available.shape[-1], bool)
-            return predict_rows(setting.llm, setting.answer_ids, cloud["llm"], params, rows, every,
-                                cloud["moments"])
-
-        self._devices = [setting.for_each_client(functools.partial(device, cohort.model))
-                         for cohort in setting.cohorts]
-        self._server = jax.jit(server)
+        self._devices = [
+            setting.for_each_client_shared(_device_answers, setting.answer_ids, cohort.model)
+            for cohort in setting.cohorts]
+        self._server = programs.compiled(_server_answers, setting.answer_ids, setting.llm)
 
     def devices(self, params: tuple[Params, ...], r: int):
         """Class answers ``[C, n]`` of every device on its held-out rows, -1 if unparsable."""

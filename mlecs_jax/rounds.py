@@ -6,13 +6,13 @@ nodes, the same number of steps, the same learning rates, the same random number
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mlecs_jax import programs
 from mlecs_jax.config import Config
 from mlecs_jax.lora import Lora, Params
 from mlecs_jax.setting import Setting
@@ -106,7 +106,7 @@ def lone_llm(setting: Setting) -> Callable[..., tuple[Params, Tree]]:
     nobody: step for step what SE-CCL without its synergy does. The buffers of ``llm`` are donated.
     """
     options, cloud = setting.config, setting.cloud
-    train = jax.jit(functools.partial(lone_stage, setting, setting.llm), donate_argnums=1)
+    train = programs.compiled(lone_stage, setting.outline, setting.llm, donate_argnums=1)
     shared = {"backbone": cloud["llm"], "rows": cloud["public"], "moments": cloud["moments"],
               "owned": setting.topology.to_cloud(
                   jnp.ones(len(setting.federation.modalities), bool)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from mlecs_jax import programs
 from mlecs_jax.clients import ClientFn, for_each_client
 from mlecs_jax.config import Config
 from mlecs_jax.data.text import Tokenizer
@@ -46,6 +47,19 @@ class Cohort:
 
 
 @dataclasses.dataclass(frozen=True)
+class Outline:
+    """The part of a :class:`Setting` that compiled programs may depend on; hashable.
+
+    Seeds, split and ρ of ``config`` are not the run's: programs that runs share cannot know them.
+    """
+
+    config: Config
+    slm: MultimodalModel
+    llm: MultimodalModel
+    answer_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """A federation of nodes ready to learn.
 
@@ -76,19 +90,38 @@ class Setting:
         return for_each_client(fn, backend=clients.backend, chunk=clients.chunk,
                                mesh=self.topology.edge)
 
+    def for_each_client_shared(
+        self, fn: Callable[..., tuple[Tree, Tree]], *static: Hashable
+    ) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
+        """:meth:`for_each_client` of ``fn`` with its first arguments fixed, compiled once for all
+        runs of this process (:mod:`mlecs_jax.programs`)."""
+        clients = self.config.clients
+        while isinstance(fn, functools.partial) and not fn.keywords:
+            fn, static = fn.func, (*fn.args, *static)
+        return programs.compiled_for_clients(fn, *static, backend=clients.backend,
+                                             chunk=clients.chunk, mesh=self.topology.edge)
+
+    @functools.cached_property
+    def outline(self) -> Outline:
+        """What a compiled program may know of this setting: everything but data and seeds."""
+        config = dataclasses.replace(
+            self.config, seed=0, data=dataclasses.replace(self.config.data, split="frame"),
+            partition=dataclasses.replace(self.config.partition, seed=0, rho=1.0))
+        return Outline(config, self.slm, self.llm, self.answer_ids)
+
     def on_devices(self, stage: Callable[..., tuple[Params, Tree]]) -> Callable[..., Any]:
         """A device stage compiled for every cohort.
 
         Args:
-          stage: ``(setting, model, shared, params, device) → (params, diagnostics)`` for one
-            device. ``shared`` holds the edge's backbone ``slm``, ``public`` rows and ``moments``
-            and whatever the call adds; ``device`` its ``train`` rows, ``owned [M]``,
-            ``public_available`` and ``key``.
+          stage: ``(outline, model, shared, params, device) → (params, diagnostics)`` for one
+            device; a function of a module, so that runs can share it. ``shared`` holds the edge's
+            backbone ``slm``, ``public`` rows and ``moments`` and whatever the call adds;
+            ``device`` its ``train`` rows, ``owned [M]``, ``public_available`` and ``key``.
 
         Returns:
           ``(devices, round_index, key, **shared) → (devices, diagnostics stacked [N])``.
         """
-        runs = [self.for_each_client(functools.partial(stage, self, cohort.model))
+        runs = [self.for_each_client_shared(stage, self.outline, cohort.model)
                 for cohort in self.cohorts]
 
         def run(devices: tuple[Params, ...], r: int, key: jax.Array, **shared: Tree):

@@ -16,11 +16,11 @@ from mlecs_jax.federation import Rows, exists, gather, has_label
 from mlecs_jax.lora import Params
 from mlecs_jax.models.multimodal import Batch, MultimodalModel
 from mlecs_jax.predict import map_rows
-from mlecs_jax.setting import Setting
+from mlecs_jax.setting import Outline
 from mlecs_jax.train import batch_rows, fit, optimiser, per_learner, shuffle
 
 
-def device_stage(setting: Setting, model: MultimodalModel, shared, params: Params, device):
+def device_stage(setting: Outline, model: MultimodalModel, shared, params: Params, device):
     """A training stage of one device: CCL on public rows, or AMT on its private ones (Eqs. 6–8).
 
     Every method's local training is this function: the terms of its loss are those that ``shared``
@@ -97,7 +97,7 @@ def device_stage(setting: Setting, model: MultimodalModel, shared, params: Param
                transform=optimiser(options.train.clip))
 
 
-def lone_stage(setting: Setting, model: MultimodalModel, shared, params: Params, key: jax.Array):
+def lone_stage(setting: Outline, model: MultimodalModel, shared, params: Params, key: jax.Array):
     """One model on one set of rows: the server by itself, or a pool of everyone's data.
 
     Minimises L_lb, and with a ``teacher`` also its distillation, with ``weights`` as in
@@ -145,7 +145,7 @@ def fuse_public(llm: MultimodalModel, cloud, params: Params):
     return map_rows(chunk, public.target.shape[0])
 
 
-def se_ccl_stage(setting: Setting, shared, server: dict[str, Params], key: jax.Array):
+def se_ccl_stage(setting: Outline, shared, server: dict[str, Params], key: jax.Array):
     """Synergistic enhancement of LLM and SLM on D′ (Eqs. 14–16).
 
     The LLM learns extractor, connector, generator and LoRA from L_lb, from the volume contrast of

@@ -9,14 +9,12 @@ modalities. Nothing here respects privacy; it is a control, not a method to depl
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mlecs_jax import rounds
+from mlecs_jax import programs, rounds
 from mlecs_jax.errors import UserError
 from mlecs_jax.federation import Federation, Rows
 from mlecs_jax.lora import Params
@@ -54,8 +52,8 @@ def build(setting: Setting) -> Method:
     pool = {"rows": rows, "moments": federation.moments}
     edge = topology.to_edge(pool) | {"backbone": setting.edge["slm"]}
     cloud = topology.to_cloud(pool) | {"backbone": setting.cloud["llm"]}
-    train_slm = jax.jit(functools.partial(lone_stage, setting, cohort.model), donate_argnums=1)
-    train_llm = jax.jit(functools.partial(lone_stage, setting, setting.llm), donate_argnums=1)
+    train_slm = programs.compiled(lone_stage, setting.outline, cohort.model, donate_argnums=1)
+    train_llm = programs.compiled(lone_stage, setting.outline, setting.llm, donate_argnums=1)
     predict = Predictor(setting)
     slm_steps = federation.num_clients * rounds.local_steps(options)
 

@@ -28,7 +28,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Int
 
-from mlecs_jax import aggregate, backbones, channel, losses, rounds
+from mlecs_jax import aggregate, backbones, channel, losses, programs, rounds
 from mlecs_jax.federation import gather
 from mlecs_jax.lora import Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
@@ -36,7 +36,7 @@ from mlecs_jax.modality_exchange import ModalityExchange
 from mlecs_jax.models import zoo
 from mlecs_jax.models.multimodal import Batch, MultimodalModel
 from mlecs_jax.predict import Predictor
-from mlecs_jax.setting import Setting
+from mlecs_jax.setting import Outline, Setting
 from mlecs_jax.stages import device_stage, exists
 from mlecs_jax.train import batch_rows, fit, optimiser, per_learner, shuffle
 
@@ -75,8 +75,8 @@ def build(setting: Setting) -> Method:
     on_edge, on_cloud = topology.to_edge(backbone), topology.to_cloud(backbone)
     tutor_devices = setting.on_devices(functools.partial(saml_stage, dpm))
     train_devices = setting.on_devices(device_stage)
-    tutor_server = jax.jit(functools.partial(saml_stage, dpm, setting, setting.llm),
-                           donate_argnums=1)
+    tutor_server = programs.compiled(saml_stage, dpm, setting.outline, setting.llm,
+                                     donate_argnums=1)
     every = topology.to_cloud(jnp.ones(len(setting.federation.modalities), bool))
     predict = Predictor(setting)
     exchange = ModalityExchange(setting)
@@ -163,7 +163,7 @@ def mutual(setting: Setting) -> dict[str, float]:
     return {"kt_own": setting.config.kt.weight, "kt_dpm": setting.config.kt.weight}
 
 
-def saml_stage(dpm: MultimodalModel, setting: Setting, model: MultimodalModel, shared, params,
+def saml_stage(dpm: MultimodalModel, setting: Outline, model: MultimodalModel, shared, params,
                device):
     """Mutual learning of a node's own model and the DPM on public data, on a device or the server.
 

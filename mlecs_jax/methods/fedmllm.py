@@ -29,7 +29,7 @@ from mlecs_jax.lora import Lora, Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.models.multimodal import MultimodalModel
 from mlecs_jax.predict import Predictor
-from mlecs_jax.setting import Setting
+from mlecs_jax.setting import Outline, Setting
 from mlecs_jax.stages import device_stage
 
 
@@ -113,7 +113,7 @@ def with_clause(setting: Setting) -> Setting:
     return dataclasses.replace(setting, cohorts=cohorts, slm=asked(setting.slm))
 
 
-def near_global_stage(setting: Setting, model: MultimodalModel, shared, params: Params, device):
+def near_global_stage(setting: Outline, model: MultimodalModel, shared, params: Params, device):
     """A device's stage with the proximal term to ``shared['centre']``, weighted by what it
     misses."""
     options, owned = setting.config.method.fedmllm, device["owned"]

@@ -14,13 +14,11 @@ A round, in the paper's order:
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import numpy as np
 from flax import struct
 
-from mlecs_jax import aggregate, channel, rounds
+from mlecs_jax import aggregate, channel, programs, rounds
 from mlecs_jax.codecs import Uplink
 from mlecs_jax.config import Config
 from mlecs_jax.errors import UserError
@@ -54,9 +52,9 @@ def build(setting: Setting) -> Method:
     With all of them off, and the connector trained in AMT, it is Standalone step for step.
     """
     options, topology = setting.config, setting.topology
-    fuse = jax.jit(functools.partial(fuse_public, setting.llm))
+    fuse = programs.compiled(fuse_public, setting.llm)
     train_devices = setting.on_devices(device_stage)
-    train_server = jax.jit(functools.partial(se_ccl_stage, setting), donate_argnums=1)
+    train_server = programs.compiled(se_ccl_stage, setting.outline, donate_argnums=1)
     predict, uplink = Predictor(setting), Uplink(options.channel)
     if options.channel.uplink != "none" and not options.method.broadcast:
         raise UserError("channel.uplink sends differences to what was broadcast; set "

@@ -19,20 +19,18 @@ neighbour has an accelerometer, changes what all are taught in the next round.
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mlecs_jax import aggregate, beliefs, channel, rounds
+from mlecs_jax import aggregate, beliefs, channel, programs, rounds
 from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Lora, Params
 from mlecs_jax.losses import SoftTargets
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.predict import Predictor
-from mlecs_jax.setting import Setting
+from mlecs_jax.setting import Outline, Setting
 from mlecs_jax.stages import device_stage
 
 WIRE = jnp.bfloat16  # of beliefs between tiers: 3 digits are more than a probability is worth
@@ -69,9 +67,9 @@ def build(setting: Setting) -> Method:
     train_llm = rounds.lone_llm(setting)
     train_devices = setting.on_devices(device_stage)
     ask_devices = setting.on_devices(_device_beliefs)
-    ask_server = jax.jit(functools.partial(_server_beliefs, setting))
-    pool = jax.jit(functools.partial(_pooled, setting))
-    mix = jax.jit(_teacher)
+    ask_server = programs.compiled(_server_beliefs, setting.outline)
+    pool = programs.compiled(_pooled, setting.outline)
+    mix = programs.compiled(_teacher)
     predict = Predictor(setting)
     counts = label_counts(setting)
     no_label = topology.to_cloud(unlabelled(setting)[:, None, None])
@@ -154,7 +152,7 @@ def label_counts(setting: Setting) -> np.ndarray:
                      for share in devices]).astype(np.int32)
 
 
-def _pooled(setting: Setting, said, seen, labels):
+def _pooled(setting: Outline, said, seen, labels):
     """One belief of all devices, its mean aligned with the class frequencies of their data."""
     levers = setting.config.plus
     pooled = beliefs.pool(said.astype(jnp.float32), seen, levers.weighting)
@@ -170,7 +168,7 @@ def _teacher(server: SoftTargets, pooled: SoftTargets, share) -> SoftTargets:
     return server.replace(probabilities=mixed.astype(WIRE).astype(jnp.float32))
 
 
-def _device_beliefs(setting: Setting, model, shared, params: Params, device):
+def _device_beliefs(setting: Outline, model, shared, params: Params, device):
     """A device's beliefs on public samples; its parameters pass through."""
     rows = shared["public"]
     if device["public_available"] is not None:
@@ -180,7 +178,7 @@ def _device_beliefs(setting: Setting, model, shared, params: Params, device):
     return params, (said.probabilities, seen)
 
 
-def _server_beliefs(setting: Setting, cloud, llm: Params) -> SoftTargets:
+def _server_beliefs(setting: Outline, cloud, llm: Params) -> SoftTargets:
     """The LLM's beliefs on public samples, with every modality: of the classes, or of its
     ``plus.tokens`` likeliest tokens along a caption."""
     rows = cloud["public"]

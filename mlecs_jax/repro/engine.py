@@ -18,6 +18,7 @@ from mlecs_jax.repro import worker
 from mlecs_jax.repro.job import RECORD, Job, Provenance, find, is_done
 
 RUNS, LOGS = "runs", "workers"
+RUNS_PER_WORKER = 40  # then a fresh process: programs of shapes that do not come back take memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ class _Worker:
     pipe: connections.Connection
     task: tuple[Job, Path, Provenance] | None = None
     begun: float = 0.0
+    runs: int = 0
 
 
 def execute(
@@ -160,6 +162,7 @@ class _Pool:
             if queue:
                 i, job, folder, origin = queue.pop()
                 member.task, member.begun = (job, folder, origin), time.perf_counter()
+                member.runs += 1
                 numbers[member.slot] = i
                 busy[member.pipe] = member
                 display.begin(member.slot, job)
@@ -176,7 +179,9 @@ class _Pool:
                 del busy[ready]
                 display.end(member.slot, outcome)
                 yield numbers[member.slot], outcome
-                if not member.process.is_alive():
+                if queue and (member.runs >= RUNS_PER_WORKER or not member.process.is_alive()):
+                    member.pipe.close()
+                    member.process.join()
                     member = self._start(member.slot)
                 give(member)
 
