@@ -88,9 +88,4 @@ def _header(sweep: SweepFiles) -> Markup:
 
 def _setup(sweep: SweepFiles) -> Markup:
     """How to run it again."""
-    content = sweep.content
-    command = " ".join(["python -m mlecs_jax.repro", str(content.get("system")),
-                        str(content.get("artefact")), f"--preset={content.get('preset')}",
-                        f"--seeds={content.get('seeds')}", f"--data={content.get('data')}",
-                        *map(str, content.get("overrides") or [])])
-    return section("setup", "Set-up", tag("p", tag("code", command)))
+    return section("setup", "Set-up", tag("p", tag("code", str(sweep.content.get("command")))))

@@ -67,15 +67,11 @@ def replaced(page: str, name: str, text: str) -> str:
 def _part(options: Options, title: str, findings: Findings, results: Results, seconds: float,
           table: Path) -> str:
     versions = sorted({run.code for run in results.runs})
-    command = " ".join(["python -m mlecs_jax.repro", options.system, options.artefact,
-                        f"--preset={options.preset}", f"--seeds={options.seeds}",
-                        f"--data={options.data}", f"--dataset={','.join(options.datasets)}",
-                        *options.overrides])
     lines = [f"## {title}", ""]
     if "simulated" in results.sources:
         lines += ["**Simulated data**: these figures show that the program runs, and are no "
                   "evidence about any real task.", ""]
-    lines += [f"`{command}`", "",
+    lines += [f"`{options.command}`", "",
               f"{len(results.runs)} runs, {duration(seconds)} of worker time in all; one row per "
               f"run: [{table.as_posix()}]({table.as_posix()}). Versions of the code: "
               f"{len(versions)}.", "", render.markdown(findings)]

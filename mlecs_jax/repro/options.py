@@ -62,6 +62,17 @@ class Options:
         """Where this artefact's results go."""
         return self.workdir / f"{self.system}-{self.artefact}"
 
+    @property
+    def command(self) -> str:
+        """What to type for the same results; workers, folders and cache rules left out."""
+        parts: dict[str, Sequence[object] | None] = {
+            "preset": [self.preset], "seeds": [self.seeds], "data": [self.data],
+            "dataset": self.datasets, "methods": self.methods, "splits": self.splits,
+            "rho": self.rhos, "devices": self.devices, "labelled": self.labelled}
+        return " ".join(["python -m mlecs_jax.repro", self.system, self.artefact,
+                         *(f"--{name}={','.join(map(str, values))}"
+                           for name, values in parts.items() if values), *self.overrides])
+
     def base(self, dataset: str) -> Values:
         """The preset's configuration of a dataset with the overrides applied.
 

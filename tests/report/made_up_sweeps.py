@@ -44,6 +44,7 @@ def write_sweep(base: Path, *, source: str = "real", seeds: int = 3, failed: boo
     folder.mkdir(parents=True)
     (folder / "sweep.json").write_text(json.dumps(dataclasses.asdict(found) | {
         "system": "mlecs", "artefact": "table1", "title": "Table 1: every method",
-        "preset": "cpu", "data": "real", "seeds": seeds, "overrides": [], "processes": 2,
+        "preset": "cpu", "data": "real", "seeds": seeds,
+        "command": "python -m mlecs_jax.repro mlecs table1", "processes": 2,
         "written": "2026-01-01T00:00:00+00:00", "seconds": 3600.0, "runs": entries}))
     return folder

@@ -123,6 +123,8 @@ def test_grids_of_the_artefacts():
     assert all(job.values["seed"] == job.values["partition"]["seed"] == job.labels["seed"]
                and job.values["data"]["source"] == "real" for job in jobs)
     assert {job.labels["seed"] for job in jobs[:33]} == {0}  # seed by seed
+    assert asked.command == ("python -m mlecs_jax.repro mlecs table1 --preset=cpu --seeds=5 "
+                             "--data=real --dataset=ur_fall --splits=frame")
     few = table2.jobs(parsed("table2", "--seeds=1", "--devices=3,50", "--splits=sequence"))
     assert [job.labels["num_clients"] for job in few] == [3] * 11 + [50] * 3
     without = {job.labels["variant"]: job.values["method"] for job in ablation.jobs(
