@@ -111,8 +111,9 @@ def _counts(results: Results, where: dict[str, Label]) -> tuple[Table, list[str]
         ("method", "up", "down", "up, of its parameters", "down, of its parameters",
          "up, of 720 M"), tuple(rows),
         "Counted from the shapes of the messages at the paper preset (GPT-2-large, GPT-J-6B), with "
-        "every device owning every modality; a share is bytes / 4 over parameters. Co-PLMs is "
-        + NOTES["co_plms"] + "."), said
+        "every device owning every modality; a share is bytes / 4 over parameters."
+        + (f" Co-PLMs is {NOTES['co_plms']}." if results.of({**where, "method": "co_plms"})
+           else "")), said
 
 
 def _price(results: Results, where: dict[str, Label]) -> tuple[Table, list[str]]:
