@@ -7,8 +7,8 @@ import jax
 from flax import struct
 
 from mlecs_jax import aggregate, channel, rounds
+from mlecs_jax.answers import Predictor
 from mlecs_jax.methods.method import Method
-from mlecs_jax.predict import Predictor
 
 MU = 0.1  # weight of ½ ‖θ − θ_received‖²
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mlecs_jax.answers import CHUNK, map_rows
 from mlecs_jax.federation import Moments, Rows, gather
 from mlecs_jax.lora import Params
 from mlecs_jax.losses import SoftTargets
 from mlecs_jax.models.multimodal import MultimodalModel
-from mlecs_jax.predict import CHUNK, map_rows
 
 Weighting = Literal["uniform", "modality", "confidence"]
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mlecs_jax.answers import map_rows
 from mlecs_jax.federation import Rows, exists, gather
 from mlecs_jax.metrics.classification import scores
 from mlecs_jax.models.encoders import Extractor
-from mlecs_jax.predict import map_rows
 from mlecs_jax.setting import Cohort, Setting, held_out_rows
 from mlecs_jax.train import batch_rows, fit, optimiser, shuffle
 

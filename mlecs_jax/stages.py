@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from mlecs_jax import losses
+from mlecs_jax.answers import map_rows
 from mlecs_jax.federation import Rows, exists, gather, has_label
 from mlecs_jax.lora import Params
 from mlecs_jax.models.multimodal import Batch, MultimodalModel
-from mlecs_jax.predict import map_rows
 from mlecs_jax.setting import Outline
 from mlecs_jax.train import batch_rows, fit, optimiser, per_learner, shuffle
 

@@ -15,11 +15,11 @@ import numpy as np
 from flax import struct
 
 from mlecs_jax import programs, rounds
+from mlecs_jax.answers import Predictor
 from mlecs_jax.errors import UserError
 from mlecs_jax.federation import Federation, Rows
 from mlecs_jax.lora import Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
-from mlecs_jax.predict import Predictor
 from mlecs_jax.setting import Setting
 from mlecs_jax.stages import lone_stage
 

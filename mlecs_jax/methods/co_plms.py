@@ -29,13 +29,13 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from mlecs_jax import aggregate, backbones, channel, losses, programs, rounds
+from mlecs_jax.answers import Predictor
 from mlecs_jax.federation import gather
 from mlecs_jax.lora import Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.modality_exchange import ModalityExchange
 from mlecs_jax.models import zoo
 from mlecs_jax.models.multimodal import Batch, MultimodalModel
-from mlecs_jax.predict import Predictor
 from mlecs_jax.setting import Outline, Setting
 from mlecs_jax.stages import device_stage, exists
 from mlecs_jax.train import batch_rows, fit, optimiser, per_learner, shuffle

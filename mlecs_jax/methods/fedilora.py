@@ -23,11 +23,11 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from mlecs_jax import aggregate, channel, rounds
+from mlecs_jax.answers import Predictor
 from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Lora, LoraConfig, Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.models.multimodal import MultimodalModel
-from mlecs_jax.predict import Predictor
 from mlecs_jax.setting import Setting
 
 

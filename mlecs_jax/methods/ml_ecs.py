@@ -19,12 +19,12 @@ import numpy as np
 from flax import struct
 
 from mlecs_jax import aggregate, channel, programs, rounds
+from mlecs_jax.answers import Predictor
 from mlecs_jax.codecs import Uplink
 from mlecs_jax.config import Config
 from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Lora, Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
-from mlecs_jax.predict import Predictor
 from mlecs_jax.setting import Setting
 from mlecs_jax.stages import device_stage, fuse_public, se_ccl_stage
 

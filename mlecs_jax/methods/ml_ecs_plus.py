@@ -25,11 +25,11 @@ import numpy as np
 from flax import struct
 
 from mlecs_jax import aggregate, beliefs, channel, programs, rounds
+from mlecs_jax.answers import Predictor
 from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Lora, Params
 from mlecs_jax.losses import SoftTargets
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
-from mlecs_jax.predict import Predictor
 from mlecs_jax.setting import Outline, Setting
 from mlecs_jax.stages import device_stage
 

@@ -13,10 +13,10 @@ import jax
 from flax import struct
 
 from mlecs_jax import aggregate, channel, rounds
+from mlecs_jax.answers import Predictor
 from mlecs_jax.lora import Lora, Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.modality_exchange import ModalityExchange
-from mlecs_jax.predict import Predictor
 from mlecs_jax.setting import Setting
 
 

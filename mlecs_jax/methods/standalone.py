@@ -17,9 +17,9 @@ import jax
 from flax import struct
 
 from mlecs_jax import rounds
+from mlecs_jax.answers import Predictor
 from mlecs_jax.lora import Params
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
-from mlecs_jax.predict import Predictor
 from mlecs_jax.setting import Setting
 from mlecs_jax.stages import device_stage
 
