@@ -13,8 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from mlecs_jax import sharding
 from mlecs_jax.lora import LoraConfig
 from mlecs_jax.models.layers import (
     Dense,
@@ -183,10 +185,12 @@ class Block(nn.Module):
     lora_config: LoraConfig
     deterministic: bool
     collect: bool = False
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x, positions, keep, cache_at, cache):
         c = self.config
+        x = sharding.constrain(x, self.mesh, sharding.FSDP)
         attention = Attention(c, self.lora_config, name="attention")
         h = norm(c, "ln_1")(x)
         attended, kept = attention(h, positions, keep, cache and (*cache, *cache_at),
@@ -196,6 +200,7 @@ class Block(nn.Module):
         else:
             x = x + attended
             x = x + self._mlp(norm(c, "ln_2")(x))
+        x = sharding.constrain(x, self.mesh, sharding.FSDP)
         return x, kept if self.collect or cache else None
 
     def _mlp(self, h):
@@ -225,10 +230,15 @@ class Decoder(nn.Module):
     """Token ids, optionally behind a soft prompt, to hidden states and logits.
 
     Variables: ``params`` (frozen) and, optionally, ``lora`` (see :mod:`mlecs_jax.lora`).
+
+    Attributes:
+      mesh: what the variables are sharded over (:mod:`mlecs_jax.sharding`); activations then split
+        the batch over its axis ``fsdp``. None: they lie on one device.
     """
 
     config: DecoderConfig
     lora_config: LoraConfig = LoraConfig()
+    mesh: Mesh | None = None
 
     def setup(self) -> None:
         c = self.config
@@ -340,7 +350,7 @@ class Decoder(nn.Module):
     def _layers(self, x, positions, keep, cache_at, cache, deterministic, collect):
         """All blocks: ``(x, layers)`` with ``layers`` as in :class:`Cache`, or of None."""
         c = self.config
-        options = (c, self.lora_config, deterministic, collect)
+        options = (c, self.lora_config, deterministic, collect, self.mesh)
         if c.scan_layers:
             block = nn.remat(Block, prevent_cse=False) if c.remat else Block
             in_axes = cast(Any, (nn.broadcast, nn.broadcast, nn.broadcast, 0))  # flax says int
