@@ -60,11 +60,32 @@ def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int)
     Raises:
       UserError: the rank is not positive, or a target matches no layer.
     """
+    generator = initial.rng(key)
+    lora: dict[tuple[str, ...], np.ndarray] = {}
+    for path, shape in _shapes(params, targets, rank).items():
+        if path[-1] == "a":
+            a = generator.standard_normal(shape, np.float32) / math.sqrt(shape[-2])
+            lora[path] = a.astype(np.float32)
+        else:
+            lora[path] = np.zeros(shape, np.float32)
+    return traverse_util.unflatten_dict(lora)
+
+
+def shapes(params: Params, targets: tuple[str, ...], rank: int) -> Lora:
+    """Shapes of :func:`init`'s tree, float32, without making it; raises as it does."""
+    return traverse_util.unflatten_dict({
+        path: jax.ShapeDtypeStruct(shape, np.float32)
+        for path, shape in _shapes(params, targets, rank).items()})
+
+
+def _shapes(
+    params: Params, targets: tuple[str, ...], rank: int
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Paths and shapes of the leaves, in the order in which they are drawn."""
     if rank < 1:
         raise UserError(f"lora.rank is {rank}; give a rank of 1 or more")
     kernels = {path[:-1]: leaf for path, leaf in _flatten(params).items() if path[-1] == "kernel"}
-    generator = initial.rng(key)
-    lora: dict[tuple[str, ...], np.ndarray] = {}
+    found: dict[tuple[str, ...], tuple[int, ...]] = {}
     for target in targets:
         try:
             matches = [path for path in kernels if re.search(target, "/".join(path))]
@@ -76,10 +97,9 @@ def init(key: PRNGKeyArray, params: Params, targets: tuple[str, ...], rank: int)
         for path in matches:
             stack = kernels[path].shape[:1] if path[0] == "blocks" else ()
             d_in, *d_out = kernels[path].shape[len(stack):]
-            a = generator.standard_normal((*stack, d_in, rank), np.float32) / math.sqrt(d_in)
-            lora[(*path, "a")] = a.astype(np.float32)
-            lora[(*path, "b")] = np.zeros((*stack, rank, *d_out), np.float32)
-    return traverse_util.unflatten_dict(lora)
+            found[(*path, "a")] = (*stack, d_in, rank)
+            found[(*path, "b")] = (*stack, rank, *d_out)
+    return found
 
 
 def side_path(

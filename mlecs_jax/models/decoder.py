@@ -60,6 +60,7 @@ class DecoderConfig:
       norm_epsilon: added to variances.
       attention_bias: biases on all four attention projections (Llama variants).
       tied: the head is the embedding; None: as ``gpt2`` has it, and no other family.
+      dtype: of seeded frozen parameters, and so of the activations; adapters stay float32.
     """
 
     family: Family
@@ -81,6 +82,7 @@ class DecoderConfig:
     norm_epsilon: float = 1e-5
     attention_bias: bool = False
     tied: bool | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
     def head_width(self) -> int:

@@ -87,9 +87,20 @@ class MultimodalModel:
 
     def init_backbone(self, key: PRNGKeyArray) -> Params:
         """Seeded frozen backbone parameters, on the host."""
-        return initial.draw(
-            lambda key: self.decoder.init(key, jnp.zeros((1, 1), jnp.int32)), key,
-            embedding_std=self.decoder.config.embedding_std)
+        config = self.decoder.config
+        params = initial.draw(self._init_decoder, key, embedding_std=config.embedding_std)
+        return params if config.dtype == "float32" else jax.tree.map(
+            lambda x: x.astype(config.dtype), params)
+
+    def backbone_shapes(self) -> Params:
+        """Shapes and types of :meth:`init_backbone`, without making it."""
+        params = jax.eval_shape(self._init_decoder, jax.random.key(0))["params"]
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, self.decoder.config.dtype), params)
+
+    def _init_decoder(self, key: PRNGKeyArray) -> Params:
+        # Without the mesh: one token cannot be split over it.
+        return cast(Params, self.decoder.clone(mesh=None).init(key, jnp.zeros((1, 1), jnp.int32)))
 
     def init(self, key: PRNGKeyArray, backbone: Params, inputs: Mapping[str, Array]) -> Params:
         """Trainable groups, on the host.

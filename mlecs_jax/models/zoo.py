@@ -21,6 +21,7 @@ _NAMED: dict[str, tuple[Family, int, int, int, int, int]] = {
     "gpt2-large": ("gpt2", GPT2_VOCABULARY, 36, 1280, 20, 1024),
     "gpt-j-6b": ("gptj", GPTJ_VOCABULARY, 28, 4096, 16, 2048),
 }
+HALF = ("gpt2-large", "gpt-j-6b")  # of a size for accelerators: bfloat16
 
 
 def decoder_config(name: str, vocab_size: int) -> DecoderConfig:
@@ -45,7 +46,8 @@ def decoder_config(name: str, vocab_size: int) -> DecoderConfig:
     if name in _NAMED:
         family, vocabulary, layers, width, heads, positions = _NAMED[name]
         return DecoderConfig(family, max(vocabulary, vocab_size), layers, width, heads,
-                             max_positions=positions, scan_layers=True, remat=True)
+                             max_positions=positions, scan_layers=True, remat=True,
+                             dtype="bfloat16" if name in HALF else "float32")
     match = _SMALL.fullmatch(name)
     if not match:
         raise UserError(f"unknown backbone '{name}'; use {', '.join(_NAMED)}, a small one such as "
