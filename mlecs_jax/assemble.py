@@ -60,7 +60,7 @@ def from_samples(
     key = jax.random.key(config.model.backbone_seed)
     slm_backbone = backbones.parameters(found["slm"], slm, jax.random.fold_in(key, 0))
     llm_backbone = backbones.parameters(found["llm"], llm, jax.random.fold_in(key, 1))
-    shared = {"slm": slm_backbone, "public": federation.public, "moments": federation.moments}
+    shared = {"public": federation.public, "moments": federation.moments}
     return Setting(
         config=config, federation=federation, topology=topology,
         cohorts=tuple(_cohort(federation, topology, clients, widen(slm, widths))
@@ -68,12 +68,13 @@ def from_samples(
         slm=slm, llm=llm, tokenizer=tokenizer, answer_ids=() if samples.labels is None
         else text.answer_ids(len(samples.class_names), tokenizer),
         edge=topology.to_edge(shared | {
+            "slm": slm_backbone,
             "public": federation.public if config.partition.public_labels
             else federations.unlabelled(federation.public),
             "held_out": dataclasses.replace(federation.held_out, available=None)
             if federation.held_out_is_common else None}),
-        cloud=topology.to_cloud(shared | {"llm": llm_backbone,
-                                          "public_held_out": federation.public_held_out}))
+        cloud=topology.to_cloud(shared | {"public_held_out": federation.public_held_out})
+        | topology.to_cloud({"slm": slm_backbone, "llm": llm_backbone}, split=True))
 
 
 def check_captions(config: Config, samples: Samples) -> None:

@@ -85,7 +85,8 @@ class CaptionPredictor:
                 data = {"params": own, "owned": setting.owned(r, cohort), "index":
                         setting.topology.to_edge(index[cohort.clients], per_client=True)}
                 tokens = run(setting.edge, (), data | setting.held_out(cohort))[1]
-                captions[cohort.clients[:, None], index[cohort.clients]] = np.asarray(tokens)
+                captions[cohort.clients[:, None], index[cohort.clients]] = (
+                    setting.topology.host(tokens))
         return captions
 
     def server(self, params: Params, r: int | None = None) -> np.ndarray:
@@ -96,7 +97,8 @@ class CaptionPredictor:
         captions = self._empty((len(federation.public_held_out.target),))
         for index in _chunks([rows]):
             where = self._setting.topology.to_cloud(index[0])
-            captions[index[0]] = np.asarray(self._server(self._setting.cloud, params, where))
+            captions[index[0]] = self._setting.topology.host(
+                self._server(self._setting.cloud, params, where))
         return captions
 
     def _asked(self, r: int | None, num_val: int, num_test: int) -> np.ndarray:

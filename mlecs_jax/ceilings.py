@@ -87,7 +87,7 @@ def _ceilings(setting: Setting, cohort: Cohort, modality: int) -> list[float]:
     labels = federation.samples.labels
     assert labels is not None
     own = []
-    for client, answer in zip(cohort.clients, np.asarray(predicted), strict=True):
+    for client, answer in zip(cohort.clients, setting.topology.host(predicted), strict=True):
         rows = federation.held_out_rows(int(client), "test")
         start = int(federation.num_val[client])
         own.append(scores(labels[rows], answer[start:start + len(rows)], classes).f1)

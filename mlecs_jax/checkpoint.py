@@ -9,6 +9,7 @@ import jax
 from flax import serialization
 from orbax.checkpoint import v1 as ocp
 
+from mlecs_jax.distributed import ALONE, Group
 from mlecs_jax.errors import UserError
 
 State = Any
@@ -19,11 +20,17 @@ DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OSError)  # orbax on
 class Checkpoints:
     """Saved states of a run, numbered by complete rounds.
 
+    Args:
+      folder: of all processes; the first of them makes and removes what is in it.
+      group: the processes of the run. States are then
+        :meth:`mlecs_jax.topology.Topology.everywhere`.
+
     Raises:
       UserError: the path is not a folder.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, group: Group = ALONE):
+        self._group = group
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is not a folder; remove it or use another --workdir")
         self._folder = folder
@@ -48,24 +55,35 @@ class Checkpoints:
         template = serialization.to_state_dict(like)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
-        steps = sorted((found.step for found in self._checkpointer.checkpoints), reverse=True)
+        steps = self._group.shared("checkpoints", lambda: sorted(
+            (found.step for found in self._checkpointer.checkpoints), reverse=True))
         for step in steps:
-            try:
-                found = self._checkpointer.checkpointables_metadata(step).metadata["state"]
-                if not jax.tree.leaves(found):
-                    continue  # its description is torn
-                mismatch = _first_mismatch(abstract, found)
-                if not mismatch:
-                    saved = self._checkpointer.load_checkpointables(step, {"state": abstract})
-                    return step, serialization.from_state_dict(like, saved["state"])
-            except DAMAGED:
-                continue  # a torn file: the round before is kept for this
-            raise UserError(f"checkpoint {step} in {self._folder} is of another shape "
-                            f"({mismatch}); use another --workdir")
+            saved = self._load(step, abstract)
+            if all(self._group.gather("checkpoint", "" if saved is None else "whole")):
+                return step, serialization.from_state_dict(like, saved)
+            # A torn file: the round before is kept for this.
         if steps:
             raise UserError(f"the checkpoints in {self._folder} are damaged; restore them, or use "
                             "another --workdir to begin again")
         return 0, like
+
+    def _load(self, step: int, abstract: Any) -> Any:
+        """The state of a checkpoint; None if it is damaged.
+
+        Raises:
+          UserError: it is of another shape.
+        """
+        try:
+            found = self._checkpointer.checkpointables_metadata(step).metadata["state"]
+            if not jax.tree.leaves(found):
+                return None  # its description is torn
+            mismatch = _first_mismatch(abstract, found)
+            if not mismatch:
+                return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+        except DAMAGED:
+            return None
+        raise UserError(f"checkpoint {step} in {self._folder} is of another shape "
+                        f"({mismatch}); use another --workdir")
 
     def close(self) -> None:
         self._checkpointer.close()

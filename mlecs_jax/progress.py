@@ -21,11 +21,15 @@ LONG = {"f1": "macro-F1", "rougeLsum": "ROUGE-LSum"}
 
 
 class Progress:
-    """Terminal output of :func:`mlecs_jax.experiment.run`; a context manager."""
+    """Terminal output of :func:`mlecs_jax.experiment.run`; a context manager.
 
-    def __init__(self, workdir: Path):
+    Args:
+      silent: says nothing, as all processes of a run but the first.
+    """
+
+    def __init__(self, workdir: Path, *, silent: bool = False):
         self._workdir = workdir
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, quiet=silent)
         self._bar = rich_progress.Progress(
             rich_progress.TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
             rich_progress.BarColumn(bar_width=24),

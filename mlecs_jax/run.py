@@ -7,44 +7,80 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mlecs_jax import cli
 from mlecs_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from mlecs_jax.distributed import Group
+
 USAGE = """usage: python -m mlecs_jax.run --config=NAME[:VARIANT] [--config.KEY=VALUE …]
-                               [--workdir=DIR]
+                               [--workdir=DIR] [--distributed]
+                               [--coordinator=HOST:PORT --processes=N --process=I]
 
   NAME       a shipped config (ur_fall, vast, table; mosi, mosei for Mega-CE²) or a Python file
              with get_config()
   VARIANT    smoke | cpu (default) | paper
   KEY        any config value, e.g. --config.partition.rho=0.5 --config.data.split=sequence
   --workdir  folder of the run; the same command again resumes it
-             (default: runs/DATASET-METHOD-<hash of the config>)"""
+             (default: runs/DATASET-METHOD-<hash of the config>)
+  --distributed  this process is one of several (docs/distributed.md); a TPU pod, SLURM and Open
+             MPI say by themselves how many and which, elsewhere give the three options below
+  --coordinator, --processes, --process  where process 0 is reached, how many there are, and which
+             this one is, from 0"""
+
+MEGA = "mega_ce2"
+OPTIONS = {"workdir": "", "distributed": "", "coordinator": "", "processes": "", "process": ""}
 
 
 def main(argv: list[str]) -> int:
     """Runs or resumes the experiment; returns the exit code."""
-    values, options = cli.parse(argv, USAGE, {"workdir": ""})
+    values, options = cli.parse(["--distributed=yes" if a == "--distributed" else a for a in argv],
+                                USAGE, OPTIONS)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's cache chatter is not the user's
+    from mlecs_jax import distributed
 
-    if values["method"]["name"] == "mega_ce2":
+    config = _parse(values)
+    workdir = Path(options["workdir"] or default_workdir(config))
+    launch = distributed.launch(options)
+    if launch is not None:
+        config = distributed.spread(config)
+    with distributed.joined(launch) as group:
+        try:
+            _run(config, workdir, group)
+        except distributed.Stopped as stopped:
+            if group.leads:
+                print(f"{stopped}, which is saved; the same command resumes", file=sys.stderr)
+    return 0
+
+
+def _parse(values: Mapping[str, Any]) -> Any:
+    """The checked configuration, of ML-ECS and its relatives or of Mega-CE²."""
+    if values["method"]["name"] == MEGA:
+        from mlecs_jax.mega import config as configs
+    else:
+        from mlecs_jax import config as configs
+
+    return configs.parse(values)
+
+
+def _run(config: Any, workdir: Path, group: Group) -> None:
+    if config.method.name == MEGA:
         from mlecs_jax.mega import run as mega
 
-        return mega.main(values, options["workdir"], default_workdir)
-
-    from mlecs_jax import config as configs
+        mega.main(config, workdir, group)
+        return
     from mlecs_jax import experiment  # imports jax: after the flags are known to be right
     from mlecs_jax.progress import Progress
 
-    config = configs.parse(values)
-    workdir = Path(options["workdir"] or default_workdir(config))
     experiment.use_compilation_cache()
-    with Progress(workdir) as progress:
+    with Progress(workdir, silent=not group.leads) as progress:
         summary = experiment.run(config, workdir, on_start=progress.start,
-                                 on_round=progress.round)
+                                 on_round=progress.round, group=group)
     progress.finish(summary)
-    return 0
 
 
 def default_workdir(config) -> str:

@@ -135,6 +135,12 @@ class RunLog:
             self._events.add_scalar(name, value, record["round"])
 
 
+def stamp(workdir: Path) -> str:
+    """Differs between folders, also of equal contents: processes that see one folder see one."""
+    path = workdir / CONFIG
+    return f"{path.stat().st_mtime_ns} {path.read_text()}" if path.exists() else "absent"
+
+
 def data_identity(samples: Samples) -> dict[str, Any]:
     """What a run was trained on: its source, size and a hash of every reading and target."""
     digest = hashlib.sha256()

@@ -5,6 +5,7 @@ two tiers the leaves are devices (ML-ECS), with three there are edges between cl
 (Mega-CE²); nothing here knows which. All tiers below the root live on the edge mesh, the root on
 the cloud mesh. With one accelerator the two coincide; with more they are disjoint, and a tree of
 arrays crosses from one to the other only through :class:`Topology`, as it would cross a network.
+Meshes may span processes, and a process may have no device of one (:mod:`mlecs_jax.transfers`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mlecs_jax import sharding, transfers
 from mlecs_jax.clients import CLIENT_AXIS
 from mlecs_jax.errors import UserError
 
@@ -69,7 +71,7 @@ def grow(fan_out: Sequence[int]) -> Node:
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """The tree of nodes from its ``root``, and two meshes: ``edge`` (axis ``client``) and
-    ``cloud`` (axis ``data``)."""
+    ``cloud`` (axes ``fsdp`` and ``tensor``, :mod:`mlecs_jax.sharding`)."""
 
     edge: Mesh
     cloud: Mesh
@@ -98,14 +100,14 @@ class Topology:
         root = grow(fan_out)
         devices = list(jax.devices() if devices is None else devices)
         if len(devices) == 1:
-            return cls(_mesh(devices, CLIENT_AXIS), _mesh(devices, "data"), root)
+            return cls(_edge_mesh(devices), sharding.make_mesh(devices), root)
         if not 0 < cloud_devices < len(devices):
             raise UserError(f"topology.cloud_devices is {cloud_devices} of {len(devices)} devices; "
                             f"give 1 to {len(devices) - 1}, so that both tiers have one")
         edge = devices[:len(devices) - cloud_devices]
         size = max(n for n in range(1, len(edge) + 1) if fan_out[-1] % n == 0)
-        return cls(_mesh(edge[:size], CLIENT_AXIS),
-                   _mesh(devices[len(devices) - cloud_devices:], "data"), root)
+        return cls(_edge_mesh(edge[:size]),
+                   sharding.make_mesh(devices[len(devices) - cloud_devices:]), root)
 
     @property
     def disjoint(self) -> bool:
@@ -115,12 +117,65 @@ class Topology:
     def to_edge(self, tree: Tree, *, per_client: bool = False) -> Tree:
         """Places a tree on the edge: replicated, or its leading axis split over clients."""
         spec = PartitionSpec(CLIENT_AXIS) if per_client else PartitionSpec()
-        return jax.device_put(tree, NamedSharding(self.edge, spec))
+        return self._put(tree, NamedSharding(self.edge, spec))
 
-    def to_cloud(self, tree: Tree) -> Tree:
-        """Places a tree on the cloud, replicated."""
-        return jax.device_put(tree, NamedSharding(self.cloud, PartitionSpec()))
+    def to_cloud(self, tree: Tree, *, split: bool = False) -> Tree:
+        """Places a tree on the cloud: replicated, or its weights split by
+        :data:`mlecs_jax.sharding.RULES`."""
+        return self._put(tree, sharding.tree_shardings(tree, self.cloud) if split
+                         else NamedSharding(self.cloud, PartitionSpec()))
+
+    def host(self, tree: Tree) -> Tree:
+        """The tree as NumPy arrays, in every process; returns when they are computed."""
+        if jax.process_count() == 1:
+            return jax.device_get(tree)
+        leaves, structure = jax.tree.flatten(tree)
+        found = {}
+        for mesh, mine in self._by_mesh(leaves).items():
+            values = transfers.fetch([leaves[i] for i in mine], mesh)
+            found |= dict(zip(mine, values, strict=True))
+        return jax.tree.unflatten(structure, [
+            found[i] if i in found else jax.device_get(leaf) for i, leaf in enumerate(leaves)])
+
+    def everywhere(self, tree: Tree) -> Tree:
+        """A placed tree whole in every process, as checkpoints take it; of one process, itself."""
+        if jax.process_count() == 1:
+            return tree
+        return self._put(tree, NamedSharding(transfers.everyone(), PartitionSpec()))
+
+    def placed_as(self, tree: Tree, like: Tree) -> Tree:
+        """A tree of :meth:`everywhere` back where the leaves of ``like`` are."""
+        if jax.process_count() == 1:
+            return tree
+        return jax.tree.map(lambda x, old: transfers.place(
+            x.addressable_data(0), old.sharding), tree, like)
+
+    def _put(self, tree: Tree, shardings: Tree) -> Tree:
+        """Leaves with these shardings (a prefix of the tree), wherever they are now."""
+        if jax.process_count() == 1:
+            return jax.device_put(tree, shardings)
+        leaves, structure = jax.tree.flatten(tree)
+        wanted = jax.tree.leaves(jax.tree.broadcast(shardings, tree))
+        result: list[Any] = [None] * len(leaves)
+        on_mesh = self._by_mesh(leaves)
+        for mesh, mine in on_mesh.items():
+            moved = transfers.move([leaves[i] for i in mine], mesh, [wanted[i] for i in mine])
+            for i, leaf in zip(mine, moved, strict=True):
+                result[i] = leaf
+        for i in {*range(len(leaves))} - {i for mine in on_mesh.values() for i in mine}:
+            result[i] = transfers.place(leaves[i], wanted[i])
+        return jax.tree.unflatten(structure, result)
+
+    def _by_mesh(self, leaves: Sequence[Any]) -> dict[Mesh, list[int]]:
+        """Numbers of the leaves that are placed, by the mesh they are on."""
+        found: dict[Mesh, list[int]] = {}
+        for i, leaf in enumerate(leaves):
+            if transfers.is_placed(leaf):
+                on = next(mesh for mesh in (self.edge, self.cloud)
+                          if leaf.sharding.device_set == set(mesh.devices.flat))
+                found.setdefault(on, []).append(i)
+        return found
 
 
-def _mesh(devices: Sequence[Device], axis: str) -> Mesh:
-    return Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
+def _edge_mesh(devices: Sequence[Device]) -> Mesh:
+    return Mesh(np.array(devices), (CLIENT_AXIS,), axis_types=(AxisType.Auto,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import numpy as np
 from mlecs_jax import runlog
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.data.sentiment import MODALITIES, SentimentData
+from mlecs_jax.distributed import ALONE, Group, Stopped
 from mlecs_jax.experiment import COMPILE_CLOCK
 from mlecs_jax.mega import setting as settings
 from mlecs_jax.mega.config import MegaConfig
@@ -34,7 +36,7 @@ Scores = dict[str, Any]
 def run(
     config: MegaConfig, workdir: Path, *, data: SentimentData | None = None,
     on_start: Callable[[MegaMethod, int], None] = lambda method, complete: None,
-    on_version: OnVersion = lambda record: None,
+    on_version: OnVersion = lambda record: None, group: Group = ALONE,
 ) -> dict[str, Any]:
     """Trains to the end, beginning where the folder's last complete version left off.
 
@@ -42,7 +44,9 @@ def run(
       workdir: the run's folder; created if absent.
       data: the dataset, if it is already loaded.
       on_start: called once with the method and the number of versions already complete.
-      on_version: called with every new metrics record.
+      on_version: called with every new metrics record; in the first process alone, as
+        ``on_start``.
+      group: the processes that take part.
 
     Returns:
       The contents of ``summary.json``: under ``server`` the scores of the global model, under
@@ -50,36 +54,57 @@ def run(
       error and on test segments; ``communication``, ``timing`` and ``extra``.
 
     Raises:
-      UserError: bad data or options, or a folder that holds another run.
+      UserError: bad data or options, a folder that holds another run, or processes that do not run
+        the same.
+      Stopped: the run was asked to end after a version.
     """
     compiled_before = COMPILE_CLOCK.seconds
     data = settings.load(config.data) if data is None else data
     setting = settings.build(config, data)
     method = mega_ce2.build(setting)
     identity = dataclasses.asdict(config) | {"samples": data_identity(data)}
+    group.agree("configuration or dataset", json.dumps(identity, sort_keys=True))
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(contextlib.closing(runlog.RunLog(workdir, identity)))
+        log = group.led("workdir", lambda: stack.enter_context(
+            contextlib.closing(runlog.RunLog(workdir, identity))))
+        group.agree("workdir", runlog.stamp(workdir))
         checkpoints = stack.enter_context(
-            contextlib.closing(Checkpoints(workdir / "checkpoints")))
-        key = jax.random.key(config.seed)
+            contextlib.closing(Checkpoints(workdir / "checkpoints", group)))
+        everywhere, key = setting.topology.everywhere, jax.random.key(config.seed)
         state = method.init(jax.random.fold_in(key, 0))
-        complete, state = checkpoints.restore(state)
-        log.resume(complete)
-        on_start(method, complete)
-        versions = len(method.arrivals)
-        if complete == versions and (done := log.finished_summary(complete)):
+        complete, found = checkpoints.restore(everywhere(state))
+        state = setting.topology.placed_as(found, state)
+        group.saved, versions = complete, len(method.arrivals)
+
+        def begin() -> dict[str, Any] | None:
+            assert log is not None
+            log.resume(complete)
+            on_start(method, complete)
+            return log.finished_summary(complete) if complete == versions else None
+
+        if (done := group.shared("records", begin)):
             return done
         communication = method.communication(state)
         for r in range(complete, versions):
+            if r > complete and group.stops():
+                raise Stopped(r)
             state, record = _version(setting, method, state, r, jax.random.fold_in(key, 1))
-            log.append(record)
-            checkpoints.save(r + 1, state)
-            on_version(record)
-        summary = _summary(setting, method, state, jax.random.fold_in(key, 2), log.records,
-                           communication)
+            if log is not None:
+                log.append(record)
+            checkpoints.save(r + 1, everywhere(state))
+            group.saved = r + 1
+            if log is not None:
+                on_version(record)
+        summary = _summary(setting, method, state, jax.random.fold_in(key, 2),
+                           log.records if log is not None else [], communication)
         summary["timing"]["compile_seconds"] = round(COMPILE_CLOCK.seconds - compiled_before, 2)
-        log.write_summary(summary)
-    return summary
+
+        def conclude() -> dict[str, Any]:
+            assert log is not None
+            log.write_summary(summary)
+            return summary
+
+        return group.shared("summary", conclude)
 
 
 def data_identity(data: SentimentData) -> dict[str, Any]:
@@ -97,7 +122,7 @@ def _version(
     """One version and its metrics record."""
     begun = time.perf_counter()
     state, diagnostics = method.round(state, r, key)
-    diagnostics = jax.device_get(diagnostics)
+    diagnostics = setting.topology.host(diagnostics)
     trained = time.perf_counter()
     arrival, versions = method.arrivals[r], len(method.arrivals)
     record: dict[str, Any] = {
@@ -145,11 +170,15 @@ def _summary(
     setting: MegaSetting, method: MegaMethod, state: State, key: jax.Array,
     records: list[dict[str, Any]], communication: dict[str, int],
 ) -> dict[str, Any]:
-    """Personalises the best version and puts the run's results together."""
-    begun = time.perf_counter()
+    """Personalises the best version and puts the run's results together.
+
+    Args:
+      records: all metrics lines; what is read off them is said by the process that has them.
+    """
+    begun, versions = time.perf_counter(), len(method.arrivals)
     model = state.best["model"]
     adapters, personal = method.personalise(model, key)
-    overall = method.evaluate(state.replace(cloud=model), len(records) - 1)
+    overall = method.evaluate(state.replace(cloud=model), versions - 1)
     federation = setting.federation
     edges = [{"global": before, "personal": after} for before, after in
              zip(score_edges(setting, overall), score_edges(setting, personal), strict=True)]
@@ -157,7 +186,8 @@ def _summary(
     return {
         "method": setting.config.method.name, "mode": setting.config.method.mode,
         "data_source": federation.data.source, "caution": federation.data.caution,
-        "rounds": len(records), "best_version": int(state.best["version"]),
+        "rounds": versions,
+        "best_version": int(setting.topology.host(state.best["version"])),
         "server": score(setting, overall)["test"], "client": score(setting, personal)["test"],
         "validation": {"server": score(setting, overall)["val"],
                        "client": score(setting, personal)["val"]},

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from mlecs_jax.distributed import ALONE, Group
 from mlecs_jax.experiment import use_compilation_cache
-from mlecs_jax.mega import config as configs
 from mlecs_jax.mega import experiment
 from mlecs_jax.mega.config import MegaConfig
 from mlecs_jax.methods.mega_ce2 import MegaMethod
 
 
-def main(values: Mapping[str, Any], workdir: str, name: Any) -> int:
-    """Runs or resumes the experiment; returns the exit code.
-
-    Args:
-      values: the configuration as plain values.
-      workdir: the run's folder; empty: ``name(config)``.
+def main(config: MegaConfig, folder: Path, group: Group = ALONE) -> None:
+    """Runs or resumes the experiment in a folder and says how it goes.
 
     Raises:
       UserError: bad data or options.
+      Stopped: it was asked to end.
     """
-    config: MegaConfig = configs.parse(values)
-    folder = Path(workdir or name(config))
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not group.leads)
     use_compilation_cache()
 
     def start(method: MegaMethod, complete: int) -> None:
@@ -42,7 +36,8 @@ def main(values: Mapping[str, Any], workdir: str, name: Any) -> int:
         console.print(f"version {record['round'] + 1}/{record['rounds']}  "
                       f"{record['time']:8.1f} s  edge {who}{error}")
 
-    summary = experiment.run(config, folder, on_start=start, on_version=version)
+    summary = experiment.run(config, folder, on_start=start, on_version=version,
+                             group=group)
     for words, group in (("global", "server"), ("personalised", "client")):
         scores = summary[group]
         console.print(f"{words:>12}: test MAE {scores['mae']:.3f}, Acc2 non0 "
@@ -50,7 +45,6 @@ def main(values: Mapping[str, Any], workdir: str, name: Any) -> int:
                       f"({summary['data_source']} data)")
     if summary["caution"]:
         console.print(f"note: {summary['caution']}")
-    return 0
 
 
 def _percent(value: float | None) -> str:
