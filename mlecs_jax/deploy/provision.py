@@ -1,0 +1,253 @@
+"""``python -m mlecs_jax.deploy provision``: certificates, session and data, one folder each.
+
+Certificates are NVFlare's (:mod:`nvflare.lighter`), signed by an authority of this deployment
+alone. A name in a certificate is the name on the network: the cloud is ``server``, devices are as
+the roster names them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlecs_jax import cli
+from mlecs_jax.deploy import nvflare_needed, session, share, wire
+from mlecs_jax.deploy.kit import ROOT, SERVER, Kit, parse_address
+from mlecs_jax.deploy.session import Limits, Session
+from mlecs_jax.errors import UserError
+
+AUTHORITY = "authority"
+DAYS = 360
+PATIENCE = Limits()
+
+USAGE = """usage: python -m mlecs_jax.deploy provision --config=NAME [--config.KEY=VALUE …]
+         --devices=3|NAME,NAME,… --out=DIR [--address=HOST:PORT] [--split-dataset]
+         [--train-rows=N] [--deadline=S] [--first-deadline=S] [--misses=K] [--days=N]
+
+  --devices        how many (edge-0, edge-1, …), or their names
+  --out            a new folder; one folder per participant is written into it
+  --address        where the cloud listens and devices find it (default: 127.0.0.1:8443)
+  --split-dataset  deal the config's dataset: every participant's folder gets its own rows
+  --train-rows     without --split-dataset: training rows of the device that has most
+  --deadline, --first-deadline
+                   seconds a device has for an answer, later and in the first round
+  --misses         rounds in a row a device may miss and stay (default: 2)
+  --days           validity of the certificates"""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")  # no dots: they separate levels in NVFlare
+
+
+def main(argv: list[str]) -> int:
+    """Writes kits; returns the exit code."""
+    argv = ["--split-dataset=yes" if word == "--split-dataset" else word for word in argv]
+    values, options = cli.parse(argv, USAGE, {
+        "devices": "", "out": "", "address": "127.0.0.1:8443", "split-dataset": "",
+        "train-rows": "", "deadline": "", "first-deadline": "", "misses": "", "days": str(DAYS)})
+    if not options["out"]:
+        raise UserError("no folder given; use --out=DIR")
+    numbers = {"deadline": "deadline_s", "first-deadline": "first_deadline_s", "misses": "misses"}
+    limits = {field: number(option, options[option], int if field == "misses" else float)
+              for option, field in numbers.items() if options[option]}
+    rows = number("train-rows", options["train-rows"], int) if options["train-rows"] else None
+    host, port = parse_address(options["address"])
+    kits = write(Path(options["out"]), values, roster(options["devices"]), host, port,
+                 limits=Limits(**limits), days=number("days", options["days"], int),
+                 train_rows=rows, split=options["split-dataset"] not in ("", "no", "false"))
+    for kit in kits:
+        role = "cloud" if kit.name == wire.CLOUD else "edge"
+        print(f"{kit.folder}: to its machine, then  python -m mlecs_jax.deploy {role} "
+              f"--kit={kit.name}")
+    print(f"{Path(options['out']) / AUTHORITY}: keep it; whoever has its key can name devices")
+    return 0
+
+
+def number(option: str, text: str, kind: type) -> Any:
+    """An option's number.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"--{option} is '{text}'; give a number") from None
+
+
+def roster(devices: str) -> tuple[str, ...]:
+    """Names of the devices, of a number or a list.
+
+    Raises:
+      UserError: neither.
+    """
+    if devices.isdigit() and int(devices) > 0:
+        return tuple(f"edge-{j}" for j in range(int(devices)))
+    names = tuple(name.strip() for name in devices.split(",") if name.strip())
+    if not names:
+        raise UserError("no devices given; use --devices=3 or --devices=NAME,NAME,…")
+    return names
+
+
+def write(
+    out: Path, values: Mapping[str, Any], names: Sequence[str], host: str, port: int, *,
+    limits: Limits = PATIENCE, days: int = DAYS, split: bool = True, train_rows: int | None = None,
+) -> list[Kit]:
+    """Writes the folders of a deployment.
+
+    Args:
+      out: a folder that does not exist, or is empty.
+      values: the configuration; its number of devices is taken from ``names``.
+      split: deal the configured dataset.
+      train_rows: needed where it is not dealt, see :class:`Session`.
+
+    Returns:
+      The cloud's kit, then the devices'.
+
+    Raises:
+      UserError: bad names, data or options, or files in the way.
+    """
+    check_names(names, host)
+    if days < 1:
+        raise UserError(f"--days is {days}; give at least 1")
+    if not split and train_rows is None:
+        raise UserError("without --split-dataset, say by --train-rows=N how many training rows "
+                        "the device has that has most")
+    values = {**values, "partition": {**values["partition"], "num_clients": len(names)}}
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder; use another --out")
+    shares = deal(values) if split else ()
+    rows = max((len(s.parts["train"].labels) for s in shares[1:]), default=train_rows or 0)
+    agreed = session.create(values, names, rows, limits)
+    agreed.experiment  # noqa: B018 - refuses a bad configuration before anything is written
+    try:
+        kits = _write_kits(out, agreed, host, port, days)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; use another --out") from None
+    for kit, part in zip(kits, shares, strict=False):
+        kit.data.mkdir()
+        share.save(part, kit.data)
+    return kits
+
+
+def check_names(names: Sequence[str], host: str) -> None:
+    """Raises UserError for names that could pass for the cloud's or an address."""
+    for name in names:
+        if not _NAME.fullmatch(name) or name.lower() in (SERVER, wire.CLOUD, AUTHORITY, "localhost",
+                                                         host.lower()) or _is_address(name):
+            raise UserError(f"'{name}' is no name for a device; use letters, digits, '_' and '-', "
+                            f"and not '{SERVER}', '{wire.CLOUD}', '{AUTHORITY}' or a host's name")
+
+
+def deal(values: Mapping[str, Any]) -> tuple[share.Share, ...]:
+    """Everyone's share of the configured dataset, the cloud's first.
+
+    Raises:
+      UserError: bad data or options, or a dataset that cannot be dealt.
+    """
+    from mlecs_jax import backbones, federation
+    from mlecs_jax import config as configs
+    from mlecs_jax.data import sources, text
+
+    config = configs.parse(values)
+    samples = sources.load(config.data, config.captions)
+    _, tokenizer = backbones.resolve(config, samples)
+    target = text.targets(samples, tokenizer,
+                          config.captions.max_tokens if config.captions else 0)
+    whole = federation.build(samples, target, config.partition_config(), config.train.rounds)
+    return share.split(whole, public_labels=config.partition.public_labels)
+
+
+def _write_kits(out: Path, agreed: Session, host: str, port: int, days: int) -> list[Kit]:
+    authority = Authority(agreed.run, days)
+    authority.save(out / AUTHORITY)
+    kits = []
+    for name in (wire.CLOUD, *agreed.roster):
+        kit = Kit((out / name).absolute(), name, host, port)
+        kit.folder.mkdir(parents=True)
+        kit.save()
+        agreed.save(kit.folder)
+        authority.issue(kit)
+        kits.append(kit)
+    return kits
+
+
+class Authority:
+    """Signs the certificates of one deployment.
+
+    Args:
+      run: the deployment's identity.
+      days: validity.
+    """
+
+    def __init__(self, run: str, days: int = DAYS):
+        lighter = _lighter()
+        self._days = days
+        self._identity = lighter.Identity(f"mlecs-{run}")
+        self._key, public = lighter.generate_keys()
+        self._root = lighter.generate_cert(
+            subject=self._identity, issuer=self._identity, signing_pri_key=self._key,
+            subject_pub_key=public, valid_days=days, ca=True)
+
+    def save(self, folder: Path) -> None:
+        """Writes the authority's certificate and key, the latter for the owner's eyes alone."""
+        lighter = _lighter()
+        folder.mkdir(parents=True)
+        (folder / ROOT).write_bytes(lighter.serialize_cert(self._root))
+        _write_secret(folder / "rootCA.key", lighter.serialize_pri_key(self._key))
+
+    def issue(self, kit: Kit, name: str | None = None) -> None:
+        """Writes a kit's certificate and key.
+
+        A device's certificate is good for connecting and a cloud's for being connected to, so
+        that no device can pass for the cloud.
+
+        Args:
+          name: in the certificate, where it is not the kit's.
+        """
+        from cryptography.x509 import ExtendedKeyUsage
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
+        lighter = _lighter()
+        cloud = kit.name == wire.CLOUD
+        hosts: dict[str, Any] = {}
+        if cloud:
+            hosts = {"server_default_host": kit.host,
+                     "server_additional_hosts": ["localhost"] if is_loopback(kit.host) else []}
+        usage = ExtendedKeyUsageOID.SERVER_AUTH if cloud else ExtendedKeyUsageOID.CLIENT_AUTH
+        key, public = lighter.generate_keys()
+        certificate = lighter.generate_cert(
+            subject=lighter.Identity(name or (SERVER if cloud else kit.name)),
+            issuer=self._identity, signing_pri_key=self._key, subject_pub_key=public,
+            valid_days=self._days, extra_extensions=[(ExtendedKeyUsage([usage]), False)], **hosts)
+        kit.root.write_bytes(lighter.serialize_cert(self._root))
+        kit.certificate.write_bytes(lighter.serialize_cert(certificate))
+        _write_secret(kit.key, lighter.serialize_pri_key(key))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own."""
+    return host == "localhost" or _is_address(host) and ipaddress.ip_address(host).is_loopback
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _lighter() -> Any:
+    """NVFlare's provisioning tools."""
+    nvflare_needed.check()
+    from nvflare.lighter import utils
+
+    return utils
+
+
+def _write_secret(path: Path, content: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
