@@ -114,6 +114,18 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.channel.uplink = "none"  # none | bf16 | int8 | topk, of ml_ecs' uploads
     config.channel.topk_fraction = 0.1  # of a tensor's entries
 
+    config.aggregation = ConfigDict()  # of ml_ecs' uploads; mean without clip is the paper's
+    config.aggregation.rule = "mean"  # mean | median | trimmed_mean | krum
+    config.aggregation.clip = 0.0  # longest update, in multiples of the median one; 0: any
+    config.aggregation.trim = 0.2  # share of the devices left out at each end by trimmed_mean
+    config.aggregation.liars = 1  # devices that krum stands up to
+    config.aggregation.selected = 1  # devices that krum averages; more than 1: multi-Krum
+
+    config.privacy = ConfigDict()
+    config.privacy.clip = 0.0  # L2 length of a device's update; 0: no privacy
+    config.privacy.noise = 1.0  # standard deviation of the noise, in multiples of clip
+    config.privacy.delta = 1e-5  # of the (epsilon, delta) that is told
+
     config.topology = ConfigDict()
     config.topology.cloud_devices = 1  # accelerators of the cloud, where there are several
 

@@ -1,4 +1,7 @@
-"""Aggregation rules: ``(stacked trees, weights) → tree``. Nothing here knows a method."""
+"""Aggregation rules: ``(stacked trees, weights) → tree``. Nothing here knows a method.
+
+Rules that hold against devices that lie are in :mod:`mlecs_jax.robust`.
+"""
 
 from __future__ import annotations
 

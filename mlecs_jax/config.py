@@ -198,6 +198,59 @@ class ChannelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AggregationConfig:
+    """How uploads become one (:mod:`mlecs_jax.robust`); ``mean`` without ``clip`` is the paper's.
+
+    Attributes:
+      clip: longest difference of a device to what was broadcast, in multiples of the round's
+        median length; 0 takes any.
+      trim: share of the devices that ``trimmed_mean`` leaves out at each end.
+      liars: devices that ``krum`` stands up to; it needs 2 · liars + 3 devices.
+      selected: devices that ``krum`` averages; 1 is Krum, more is multi-Krum.
+    """
+
+    rule: Literal["mean", "median", "trimmed_mean", "krum"]
+    clip: float
+    trim: float
+    liars: int
+    selected: int
+
+    def __post_init__(self) -> None:
+        if self.clip < 0:
+            raise UserError(f"aggregation.clip is {self.clip}; give a positive multiple, or 0")
+        if not 0 <= self.trim < 0.5:
+            raise UserError(f"aggregation.trim is {self.trim}; give a share in [0, 0.5)")
+        if self.liars < 0 or self.selected < 1:
+            raise UserError(f"aggregation.liars is {self.liars} and selected {self.selected}; give "
+                            "0 or more, and 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyConfig:
+    """Noise on uploads (:mod:`mlecs_jax.privacy`).
+
+    Attributes:
+      clip: longest difference of a device's LoRA to what was broadcast, L2; 0 is no privacy.
+      noise: standard deviation of the noise on every number, in multiples of ``clip``.
+      delta: δ of the (ε, δ) that is told.
+    """
+
+    clip: float
+    noise: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        if self.clip < 0 or self.noise < 0:
+            raise UserError(f"privacy.clip is {self.clip} and privacy.noise {self.noise}; give "
+                            "positive numbers, or clip=0 for none")
+        if self.clip and not self.noise:
+            raise UserError("privacy.noise is 0: clipping alone is no privacy; give a positive "
+                            "multiple, or use aggregation.clip")
+        if not 0 < self.delta < 1:
+            raise UserError(f"privacy.delta is {self.delta}; give a probability in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
 class TopologyConfig:
     cloud_devices: int
 
@@ -240,7 +293,8 @@ class CaptionsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One experiment, whole. A task without captions has no group ``captions``."""
+    """One experiment, whole. A task without captions has no group ``captions``; without groups
+    ``aggregation`` and ``privacy``, which runs of before do not have, both are off."""
 
     seed: int
     method: MethodConfig
@@ -258,6 +312,8 @@ class Config:
     topology: TopologyConfig
     eval: EvalConfig
     captions: CaptionsConfig | None = None
+    aggregation: AggregationConfig | None = None
+    privacy: PrivacyConfig | None = None
 
     def partition_config(self) -> PartitionConfig:
         """The partition's own options, checked."""
@@ -268,6 +324,14 @@ class Config:
 
 SPEED_ONLY = ("clients", "topology")
 """Groups that do not change what is learnt: a run may be resumed with other values."""
+
+
+def is_off(group: str, values: Any) -> bool:
+    """Whether a group's plain values leave everything as it is without the group."""
+    if values is None:
+        return True
+    return {"aggregation": lambda: values["rule"] == "mean" and not values["clip"],
+            "privacy": lambda: not values["clip"]}.get(group, lambda: False)()
 
 
 def parse(values: Mapping[str, Any]) -> Config:

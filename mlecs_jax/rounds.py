@@ -19,8 +19,9 @@ from mlecs_jax.setting import Setting
 from mlecs_jax.stages import device_stage, lone_stage
 from mlecs_jax.train import decayed
 
-PUBLIC, PRIVATE, SERVER = range(3)
-"""Stages of a round, folded into keys: devices on public data, on their own, the server's."""
+PUBLIC, PRIVATE, SERVER, NOISE = range(4)
+"""Stages of a round, folded into keys: devices on public data, on their own, the server's, the
+noise of private uploads."""
 
 Tree = Any
 

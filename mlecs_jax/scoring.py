@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +13,7 @@ import jax
 import numpy as np
 
 from mlecs_jax import captions, lora
-from mlecs_jax.config import Config
 from mlecs_jax.data.samples import Samples
-from mlecs_jax.federation import Federation
 from mlecs_jax.metrics import rouge
 from mlecs_jax.metrics.classification import scores, spread
 from mlecs_jax.setting import Setting
@@ -87,6 +86,17 @@ def round_record(scored: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
+@dataclasses.dataclass(frozen=True)
+class NodeFacts:
+    """What a summary says of a device beside its scores: modalities it has, how many training and
+    test samples, and how many parameters."""
+
+    modalities: tuple[str, ...]
+    train_samples: int
+    test_samples: int
+    parameters: int
+
+
 def summary(
     setting: Setting, predictions: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
     communication: Mapping[str, int], devices: Sequence[Any], compile_seconds: float,
@@ -100,23 +110,44 @@ def summary(
       communication: bytes per device and round, ``uplink`` and ``downlink``.
       devices: stacked trainable groups per cohort.
     """
-    config, federation = setting.config, setting.federation
-    test = score(setting, predictions, "test")
-    primary = primary_metric(federation.samples)
+    federation = setting.federation
+    owned = federation.owned_at(setting.config.train.rounds - 1)
+    parameters = parameters_of_devices(setting, devices)
+    facts = [NodeFacts(
+        tuple(m for m, has in zip(federation.modalities, owned[j], strict=True) if has),
+        len(share.train), len(share.test), parameters[j])
+        for j, share in enumerate(federation.partition.devices)]
+    return summarise(setting, score(setting, predictions, "test"), facts, records, communication,
+                     compile_seconds, ceilings)
+
+
+def summarise(
+    setting: Setting, test: Mapping[str, Any], facts: Sequence[NodeFacts],
+    records: Sequence[Mapping[str, Any]], communication: Mapping[str, int],
+    compile_seconds: float, ceilings: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    """:func:`summary` of scores that are there already, wherever they were made.
+
+    Args:
+      test: test scores after the last round, as :func:`score` has them.
+      facts: of every device.
+    """
+    config, samples = setting.config, setting.federation.samples
+    primary = primary_metric(samples)
     result: dict[str, Any] = {
         "method": config.method.name,
-        "dataset": federation.samples.name,
-        "data_source": federation.samples.source,
+        "dataset": samples.name,
+        "data_source": samples.source,
         "split": config.data.split,
         "seed": config.seed,
         "partition_seed": config.partition.seed,
         "rho": config.partition.rho,
-        "num_clients": federation.num_clients,
+        "num_clients": len(facts),
         "rounds": config.train.rounds,
-        "modalities": list(federation.modalities),
-        "class_names": list(federation.samples.class_names),
+        "modalities": list(samples.modalities),
+        "class_names": list(samples.class_names),
         "primary_metric": primary,
-        "client": _client_summary(config, federation, test),
+        "client": _client_summary(primary, facts, test),
     }
     if "server" in test:
         result["server"] = dict(test["server"].metrics)
@@ -125,7 +156,7 @@ def summary(
     result["best_val"] = best_by_validation(records, primary)
     if ceilings:
         result["ceilings"] = dict(ceilings)
-    owned_parameters = device_parameters(setting, devices)
+    owned_parameters = sum(fact.parameters for fact in facts) / len(facts)
     result["communication"] = {
         "uplink_bytes_per_round": communication["uplink"],
         "downlink_bytes_per_round": communication["downlink"],
@@ -142,23 +173,18 @@ def summary(
 
 
 def _client_summary(
-    config: Config, federation: Federation, test: Mapping[str, Any]
+    primary: str, facts: Sequence[NodeFacts], test: Mapping[str, Any]
 ) -> dict[str, Any]:
-    owned = federation.owned_at(config.train.rounds - 1)
     own = test[PRIMARY]
-    primary = primary_metric(federation.samples)
     figures = {name: spread([s.metrics[name] for s in own]) for name in own[0].metrics}
     result: dict[str, Any] = {f"{key}_{primary}": value for key, value in figures[primary].items()}
     for name in figures:
         if name != primary:
             result[f"avg_{name}"] = figures[name]["avg"]
     result["per_client"] = [
-        {"client": j,
-         "modalities": [m for m, has in zip(federation.modalities, owned[j], strict=True) if has],
-         "train_samples": len(federation.partition.devices[j].train),
-         "test_samples": len(federation.partition.devices[j].test),
-         **s.metrics, **s.details}
-        for j, s in enumerate(own)]
+        {"client": j, "modalities": list(fact.modalities), "train_samples": fact.train_samples,
+         "test_samples": fact.test_samples, **s.metrics, **s.details}
+        for j, (s, fact) in enumerate(zip(own, facts, strict=True))]
     if "after_broadcast" in test:
         after = spread([s.metrics[primary] for s in test["after_broadcast"]])
         result["after_broadcast"] = {f"{key}_{primary}": value for key, value in after.items()}
@@ -169,7 +195,8 @@ def best_by_validation(records: Sequence[Mapping[str, Any]], metric: str) -> dic
     """Test scores of the round whose mean validation score over devices is highest, among the
     rounds whose test answers are there."""
     def validation(record: Mapping[str, Any]) -> float:
-        return float(np.nanmean(record["eval"]["val"][PRIMARY]["clients"][metric]))
+        found = spread(record["eval"]["val"][PRIMARY]["clients"][metric])["avg"]
+        return -math.inf if math.isnan(found) else found  # nobody could say
 
     tested = (record for record in records if PRIMARY in record["eval"].get("test", {}))
     best = max(tested, key=validation)
@@ -182,12 +209,12 @@ def best_by_validation(records: Sequence[Mapping[str, Any]], metric: str) -> dic
     return result
 
 
-def device_parameters(setting: Setting, devices: Sequence[Any]) -> float:
-    """Mean number of parameters on a device: frozen SLM, LoRA, generator, connector, and the
+def parameters_of_devices(setting: Setting, devices: Sequence[Any]) -> list[int]:
+    """Parameters on every device of a setting: frozen SLM, LoRA, generator, connector, and the
     encoders and projectors of the modalities it owns."""
     owned = setting.federation.owned_at(0)
     backbone = lora.count(setting.edge["slm"])
-    total = 0
+    found = {}
     for cohort, params in zip(setting.cohorts, devices, strict=True):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
         for client in cohort.clients:
@@ -196,8 +223,14 @@ def device_parameters(setting: Setting, devices: Sequence[Any]) -> float:
             unused = sum(lora.count(shapes["extractor"][name])
                          + lora.count(shapes["connector"][f"projector_{name}"])
                          for name in absent)
-            total += backbone + lora.count(shapes) - unused
-    return total / setting.federation.num_clients
+            found[int(client)] = backbone + lora.count(shapes) - unused
+    return [found[client] for client in sorted(found)]
+
+
+def device_parameters(setting: Setting, devices: Sequence[Any]) -> float:
+    """Mean number of parameters on a device, see :func:`parameters_of_devices`."""
+    found = parameters_of_devices(setting, devices)
+    return sum(found) / len(found)
 
 
 def versions() -> dict[str, str]:

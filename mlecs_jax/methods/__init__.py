@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from mlecs_jax.config import is_off
 from mlecs_jax.errors import UserError
 from mlecs_jax.methods import (
     centralized,
@@ -40,21 +43,34 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
 
 
 COMPRESSING = ("ml_ecs",)
-"""Methods whose uploads pass through :class:`mlecs_jax.codecs.Uplink`; a user's own may."""
+"""Methods whose uploads pass through :class:`mlecs_jax.codecs.Uplink`, :mod:`mlecs_jax.privacy` and
+:mod:`mlecs_jax.robust`; a user's own may."""
 
 
 def build(setting: Setting) -> Method:
     """The method named by the configuration.
 
     Raises:
-      UserError: an unknown name, a method of the user's that cannot be read, or one that does not
-        compress its uploads and is asked to.
+      UserError: an unknown name, a method of the user's that cannot be read, or one whose uploads
+        cannot be compressed, made private or aggregated as asked.
     """
-    name, uplink = setting.config.method.name, setting.config.channel.uplink
-    if uplink != "none" and name in METHODS and name not in COMPRESSING:
-        raise UserError(f"channel.uplink={uplink} is not for {name}; use it with "
-                        f"{', '.join(COMPRESSING)}, or uplink=none")
+    config = setting.config
+    name = config.method.name
+    if name in METHODS and name not in COMPRESSING:
+        for what, neutral, off in (
+                (f"channel.uplink={config.channel.uplink}", "uplink=none",
+                 config.channel.uplink == "none"),
+                ("aggregation", "aggregation.rule=mean and clip=0",
+                 is_off("aggregation", _plain(config.aggregation))),
+                ("privacy", "privacy.clip=0", is_off("privacy", _plain(config.privacy)))):
+            if not off:
+                raise UserError(f"{what} is not for {name}; use it with "
+                                f"{', '.join(COMPRESSING)}, or {neutral}")
     return find(name)(setting)
+
+
+def _plain(group: Any) -> dict[str, Any] | None:
+    return None if group is None else dataclasses.asdict(group)
 
 
 def find(name: str) -> Callable[[Setting], Method]:

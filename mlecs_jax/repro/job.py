@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlecs_jax.config import SPEED_ONLY
+from mlecs_jax.config import SPEED_ONLY, is_off
 
 Values = dict[str, Any]
 Label = str | int | float | bool
@@ -62,10 +62,10 @@ class Provenance:
 def configuration_key(job: Job, data: Mapping[str, Any]) -> str:
     """A short hash of everything the job's numbers depend on except the code.
 
-    Groups that change speed alone are left out, and so are other methods' own options: a new
-    method's options do not turn the cached runs of the old ones stale.
+    Groups that change speed alone or are off are left out, and so are other methods' own options:
+    new options do not turn the cached runs of before stale.
     """
-    values = {k: v for k, v in job.values.items() if k not in SPEED_ONLY}
+    values = {k: v for k, v in job.values.items() if k not in SPEED_ONLY and not is_off(k, v)}
     method = values.get("method")
     if isinstance(method, Mapping):
         values["method"] = {k: v for k, v in method.items()

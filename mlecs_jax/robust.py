@@ -1,0 +1,134 @@
+"""Aggregation among devices that may lie: ``(stacked trees, weights, centre) → tree``.
+
+Each rule is the weighted mean where devices are honest and alike, up to noise, and stays near the
+honest ones where some send anything they like. Weights are those of the mean (ML-ECS Eq. 13); with
+equal ones the rules are the published ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from mlecs_jax import aggregate
+from mlecs_jax.config import AggregationConfig
+from mlecs_jax.errors import UserError
+
+Tree = Any
+Rule = Callable[[Tree, Num[Array, " C"], Tree], Tree]
+HALF = 1e-6  # sums of float32 weights come this near to exact halves
+
+
+def rule(options: AggregationConfig | None, num_clients: int | None = None) -> Rule:
+    """The rule that the configuration names: ``(trees [C, …], weights [C], centre […]) → tree``.
+
+    ``centre`` is what all devices began from; only clipping reads it.
+
+    Args:
+      options: None is the weighted mean.
+      num_clients: how many devices there are, where it is known.
+
+    Raises:
+      UserError: too few devices for ``krum``, or more selected than there are.
+    """
+    if options is None:
+        return lambda trees, weights, centre: aggregate.weighted_mean(trees, weights)
+    if options.rule == "krum" and num_clients is not None:
+        if num_clients < 2 * options.liars + 3 or options.selected > num_clients:
+            raise UserError(
+                f"aggregation.rule=krum stands up to {options.liars} liars among "
+                f"{2 * options.liars + 3} devices or more and averages {options.selected}; there "
+                f"are {num_clients}: lower aggregation.liars or selected")
+    rules: dict[str, Callable[[Tree, Array], Tree]] = {
+        "mean": aggregate.weighted_mean,
+        "median": jax.jit(median),
+        "trimmed_mean": jax.jit(functools.partial(trimmed_mean, share=options.trim)),
+        "krum": jax.jit(functools.partial(krum, liars=options.liars, selected=options.selected))}
+    combine = rules[options.rule]
+    if not options.clip:
+        return lambda trees, weights, centre: combine(trees, weights)
+    clip = jax.jit(functools.partial(clip_norms, multiple=options.clip))
+    return lambda trees, weights, centre: combine(clip(trees, centre), weights)
+
+
+def clip_norms(trees: Tree, centre: Tree, *, multiple: float) -> Tree:
+    """Differences to ``centre`` no longer than ``multiple`` times their median length.
+
+    Relative, since how far honest devices move depends on learning rate and round. Half of the
+    devices and one would have to lie to move the median where they like.
+    """
+    differences = jax.tree.map(lambda leaf, c: leaf.astype(jnp.float32) - c, trees, centre)
+    lengths = jnp.sqrt(sum(jnp.sum(leaf.reshape(leaf.shape[0], -1)**2, axis=1)
+                           for leaf in jax.tree.leaves(differences)))
+    limit = multiple * jnp.median(lengths)
+    factors = jnp.minimum(1.0, limit / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny))
+    return jax.tree.map(
+        lambda leaf, difference, c: (c + _along(factors, difference) * difference).astype(
+            leaf.dtype), trees, differences, centre)
+
+
+def median(trees: Tree, weights: Num[Array, " C"]) -> Tree:
+    """Coordinate by coordinate the weighted median (Yin et al. 2018): half of the weight lies on
+    either side; where a cut falls exactly between two values, their mean."""
+    shares = weights.astype(jnp.float32) / jnp.sum(weights)
+
+    def one(leaf: Array) -> Array:
+        order = jnp.argsort(leaf, axis=0)
+        ranked = jnp.take_along_axis(leaf, order, axis=0).astype(jnp.float32)
+        reached = jnp.cumsum(shares[order], axis=0)
+        lower = jnp.argmax(reached >= 0.5 - HALF, axis=0)
+        upper = jnp.argmax(reached > 0.5 + HALF, axis=0)
+        picked = [jnp.take_along_axis(ranked, at[None], axis=0)[0] for at in (lower, upper)]
+        return ((picked[0] + picked[1]) / 2).astype(leaf.dtype)
+
+    return jax.tree.map(one, trees)
+
+
+def trimmed_mean(trees: Tree, weights: Num[Array, " C"], *, share: float) -> Tree:
+    """Coordinate by coordinate the weighted mean without the ⌊share · C⌋ largest values and as
+    many smallest (Yin et al. 2018)."""
+    def one(leaf: Array) -> Array:
+        count = leaf.shape[0]
+        cut = math.floor(share * count)
+        order = jnp.argsort(leaf, axis=0)
+        ranked = jnp.take_along_axis(leaf, order, axis=0).astype(jnp.float32)
+        kept = weights.astype(jnp.float32)[order][cut:count - cut]
+        mean = jnp.sum(kept * ranked[cut:count - cut], axis=0) / jnp.sum(kept, axis=0)
+        return mean.astype(leaf.dtype)
+
+    return jax.tree.map(one, trees)
+
+
+def krum(trees: Tree, weights: Num[Array, " C"], *, liars: int, selected: int) -> Tree:
+    """The weighted mean of the ``selected`` devices that lie nearest to the others (Krum and
+    multi-Krum, Blanchard et al. 2017).
+
+    A device's score is the sum of squared distances to its C − liars − 2 nearest; with fewer
+    devices than that asks for, to its nearest one.
+    """
+    scores = krum_scores(trees, liars)
+    chosen = jnp.argsort(scores)[:selected]
+    return aggregate.weighted_mean(jax.tree.map(lambda leaf: leaf[chosen], trees), weights[chosen])
+
+
+def krum_scores(trees: Tree, liars: int) -> Float[Array, " C"]:
+    """Krum's score of each device; low is trusted."""
+    leaves = [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32)
+              for leaf in jax.tree.leaves(trees)]
+    count = leaves[0].shape[0]
+    squares = sum(jnp.sum((leaf[:, None] - leaf[None])**2, axis=-1) for leaf in leaves)
+    others = squares + jnp.where(jnp.eye(count, dtype=bool), jnp.inf, 0.0)
+    nearest = min(max(count - liars - 2, 1), max(count - 1, 1))
+    ranked = jnp.sort(others, axis=1)[:, :nearest]
+    return jnp.sum(jnp.where(jnp.isfinite(ranked), ranked, 0.0), axis=1)
+
+
+def _along(values: Float[Array, " C"], leaf: Array) -> Array:
+    """Values per device, shaped to broadcast against a stacked leaf."""
+    return values.reshape(-1, *(1,) * (leaf.ndim - 1))
