@@ -1,13 +1,33 @@
-"""The cloud of a deployment: rounds, whoever answers; checkpoints and run log as in a simulation."""
+"""The cloud of a deployment: rounds with whoever answers, files as of a simulated run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from mlecs_jax import channel, privacy, runlog, scoring
+from mlecs_jax.checkpoint import Checkpoints
+from mlecs_jax.config import Config
+from mlecs_jax.deploy import admission, node, protocol, share
+from mlecs_jax.deploy.crew import Crew, OnEvent
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.deploy.transport import Transport
+from mlecs_jax.deploy.wire import Message
+from mlecs_jax.errors import UserError
+from mlecs_jax.experiment import COMPILE_CLOCK
+from mlecs_jax.lora import Params
+from mlecs_jax.methods import ml_ecs
+from mlecs_jax.report.run_report import write_report
+from mlecs_jax.scoring import NodeFacts, NodeScores
+from mlecs_jax.topology import Device
 
 
 class CloudApp:
@@ -24,22 +44,203 @@ class CloudApp:
       data_dir: the cloud's share of the dataset (:mod:`mlecs_jax.deploy.share`).
       on_event: called with ``(kind, values)`` for a display: ``('start', {'complete', 'rounds'})``,
         ``('round', the metrics record)``, ``('session', {'count', 'members', 'round'})``,
-        ``('fault', {'device', 'round', 'what'})``.
+        ``('fault', {'device', 'round', 'what'})``, ``('privacy', {'statement'})``.
+      devices: accelerators; the first is used. None takes JAX's first.
 
     Raises:
-      UserError: bad options or data, or a folder that holds another run.
+      UserError: bad options or data.
     """
 
     def __init__(
         self, session: Session, transport: Transport, workdir: Path, data_dir: Path,
-        on_event: Callable[[str, dict[str, Any]], None] = lambda kind, values: None,
+        on_event: OnEvent = lambda kind, values: None,
+        devices: Sequence[Device] | None = None,
     ):
-        raise NotImplementedError
+        check_deployable(session.experiment)
+        self._session, self._transport, self._workdir = session, transport, workdir
+        self._on_event = on_event
+        self._setting = node.cloud_setting(session, share.load(data_dir), devices)
+        self._part = ml_ecs.cloud_part(self._setting)
+        self._key = jax.random.key(self._setting.config.seed)
 
     def run(self) -> dict[str, Any]:
         """Trains to the end from the last complete round; returns ``summary.json``'s contents.
 
         Raises:
-          UserError: no device answers for ``limits.wait_s`` seconds; the same command resumes.
+          UserError: the folder holds another run, or no device answers for ``limits.wait_s``
+            seconds; the same command resumes.
         """
-        raise NotImplementedError
+        compiled_before = COMPILE_CLOCK.seconds
+        rounds = self._setting.config.train.rounds
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(contextlib.closing(
+                runlog.RunLog(self._workdir, self._identity())))
+            checkpoints = stack.enter_context(
+                contextlib.closing(Checkpoints(self._workdir / "checkpoints")))
+            fresh = {"server": self._part.init(jax.random.fold_in(self._key, 0))}
+            complete, saved = checkpoints.restore(fresh)
+            server = saved["server"]
+            log.resume(complete)
+            self._on_event("start", {"complete": complete, "rounds": rounds})
+            if complete == rounds and (done := log.finished_summary(complete)):
+                write_report(self._workdir)  # a kill may have come between summary and report
+                return done
+            crew = Crew(self._session, self._transport, len(self._setting.federation.modalities),
+                        _sessions(log.records), self._on_event)
+            for r in range(complete, rounds):
+                server, record = self._round(crew, server, r)
+                log.append(record)
+                checkpoints.save(r + 1, {"server": server})
+                self._on_event("round", record)
+            crew.finish(rounds)
+            summary = self._summary(crew, server, log.records,
+                                    COMPILE_CLOCK.seconds - compiled_before)
+            log.write_summary(summary)
+            write_report(self._workdir)
+        return summary
+
+    def _identity(self) -> dict[str, Any]:
+        return dataclasses.asdict(self._setting.config) | {
+            "samples": runlog.data_identity(self._setting.federation.samples),
+            "deployment": {"run": self._session.run, "roster": list(self._session.roster)}}
+
+    def _round(
+        self, crew: Crew, server: Params, r: int
+    ) -> tuple[Params, dict[str, Any]]:
+        """One round with whoever answers, and its metrics record."""
+        begun = time.perf_counter()
+        broadcast = channel.pack(self._part.broadcast(server))
+        anchors = channel.pack(self._part.speak(server))
+        uploads, limits = {}, self._session.limits
+        while len(uploads) < limits.min_devices:
+            if time.perf_counter() - begun > limits.wait_s:
+                raise UserError(f"round {r}: no {limits.min_devices} usable answers in "
+                                f"{limits.wait_s:g} s ({crew.roll.refused or crew.roll.missed}); "
+                                "mend the devices, then the same command goes on")
+            crew.ready(r, broadcast, _checked(protocol.facts()))
+            crew.catch_up(r, broadcast, _checked(protocol.facts()))
+            template = protocol.shapes(self._part.upload(server))
+            uploads = crew.ask("round", r, anchors, lambda message, template=template:
+                               admission.check_upload(message, template))
+            crew.after_round(r, uploads)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(
+            channel.unpack(message.arrays) for message in uploads.values()))
+        server, on_server = self._part.learn(
+            server, self._setting.topology.to_cloud(stacked), r, jax.random.fold_in(self._key, 1))
+        on_server = jax.device_get(on_server)
+        trained = time.perf_counter()
+        said = crew.ask("evaluate", r, channel.pack(self._part.broadcast(server)),
+                        self._check_metrics)
+        answers = jax.device_get({"server": self._part.evaluate(server, r)})
+        record = self._record(r, said, answers, on_server, server, crew.roll)
+        return server, record | {"seconds": round(trained - begun, 4),
+                                 "evaluation_seconds": round(time.perf_counter() - trained, 4)}
+
+    def _check_metrics(self, message: Message) -> None:
+        samples = self._setting.federation.samples
+        admission.check_scores(message, protocol.metrics(
+            self._setting.config, len(samples.class_names), len(samples.modalities)))
+
+    def _record(
+        self, r: int, said: Mapping[str, Message], answers: Mapping[str, Any],
+        on_server: dict[str, Any], server: Params, roll: Any,
+    ) -> dict[str, Any]:
+        """The round's line: a simulation's, and who took part."""
+        setting, roster = self._setting, self._session.roster
+        federation = setting.federation
+        self._last = {split: self._scores(said, split)
+                      | scoring.score(setting, answers, split) for split in protocol.SPLITS}
+        nobody = np.zeros(len(federation.modalities), np.int64)
+        self._owned = [(said[name].arrays["readings"] if name in said else nobody) > 0
+                       for name in roster]
+        on_devices = {stage: {name: [
+            float(said[who].arrays[f"losses/{stage}/{name}"]) if who in said else np.nan
+            for who in roster] for name in names}
+            for stage, names in protocol.losses(setting.config).items()}
+        traffic = self._communication(server)
+        return {
+            "round": r, "rounds": setting.config.train.rounds,
+            "data_source": federation.samples.source,
+            "train": {"devices": on_devices,
+                      "server": jax.tree.map(lambda x: np.asarray(x).tolist(), on_server)},
+            "eval": {split: scoring.round_record(found) for split, found in self._last.items()},
+            "modalities": [owned.tolist() for owned in self._owned],
+            "communication": {"uplink_bytes": traffic["uplink"],
+                              "downlink_bytes": traffic["downlink"]},
+            "deployment": dataclasses.asdict(roll)}
+
+    def _scores(self, said: Mapping[str, Message], split: str) -> dict[str, list[NodeScores]]:
+        classes = len(self._setting.federation.samples.class_names)
+        return {when: [protocol.unpacked_scores(said[name].arrays, split, when)
+                       if name in said else protocol.no_scores(classes)
+                       for name in self._session.roster] for when in protocol.ANSWERS}
+
+    def _communication(self, server: Params) -> dict[str, int]:
+        down = protocol.shapes(self._part.broadcast(server)) | protocol.anchors(
+            self._setting.config, len(self._setting.federation.public.target))
+        return {"uplink": channel.num_bytes(self._part.upload(server)),
+                "downlink": channel.num_bytes(down)}
+
+    def _summary(
+        self, crew: Crew, server: Params, records: list[dict[str, Any]], compile_seconds: float
+    ) -> dict[str, Any]:
+        roster, modalities = self._session.roster, self._setting.federation.modalities
+        unknown = dict.fromkeys(protocol.FACTS, 0)
+        facts = []
+        for name, owned in zip(roster, self._owned, strict=True):
+            said = crew.facts.get(name, unknown)
+            facts.append(NodeFacts(
+                tuple(m for m, has in zip(modalities, owned, strict=True) if has),
+                said["train_samples"], said["test_samples"], said["parameters"]))
+        summary = scoring.summarise(
+            self._setting, self._last["test"], facts, records, self._communication(server),
+            compile_seconds, None)
+        summary["deployment"] = faults(roster, records)
+        if options := self._setting.config.privacy:
+            if options.clip:
+                uploads = max(summary["deployment"]["uploads"].values())
+                said = privacy.statement(options, uploads)
+                summary["privacy"] = privacy.epsilon(options, uploads) | {"statement": said}
+                self._on_event("privacy", {"statement": said})
+        return summary
+
+
+def check_deployable(config: Config) -> None:
+    """Raises UserError for what a deployment cannot do yet."""
+    if config.method.name != "ml_ecs":
+        raise UserError(f"method.name is {config.method.name}; a deployment runs ml_ecs "
+                        "(mega_ce2 has its own commands, docs/deploy.md)")
+    if config.captions is not None:
+        raise UserError("a deployment learns classes so far; simulate captions with mlecs_jax.run")
+    if config.eval.ceiling_steps:
+        raise UserError("eval.ceiling_steps trains on everyone's data at one place; set it to 0")
+
+
+def faults(roster: Sequence[str], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What went wrong in a run, and what was done with it, from its records.
+
+    Returns:
+      ``sessions``; ``uploads`` that counted, by device; ``missed`` and ``refused``, how often for
+      which reason; ``refused_of`` and ``dropped``, by device.
+    """
+    rolls = [record["deployment"] for record in records]
+    missed: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    refused_of: Counter[str] = Counter()
+    for roll in rolls:
+        missed.update(line.partition(":")[0] for line in roll["missed"].values())
+        refused.update(line.partition(":")[0] for line in roll["refused"].values())
+        refused_of.update(key.partition(" ")[0] for key in roll["refused"])
+    return {
+        "sessions": max((roll["session"] for roll in rolls), default=0),
+        "uploads": {name: sum(name in roll["answered"] for roll in rolls) for name in roster},
+        "missed": dict(missed), "refused": dict(refused), "refused_of": dict(refused_of),
+        "dropped": dict(Counter(name for roll in rolls for name in roll["dropped"]))}
+
+
+def _checked(template: admission.Template) -> Callable[[Message], None]:
+    return lambda message: admission.check_arrays(message, template)
+
+
+def _sessions(records: Sequence[Mapping[str, Any]]) -> int:
+    return max((record["deployment"]["session"] for record in records), default=0)

@@ -41,7 +41,7 @@ finish     nothing                               nothing
 """
 
 Reason = Literal["malformed", "schema", "oversized", "checksum", "session", "sender", "kind",
-                 "replay", "round", "path", "dtype", "shape", "not_finite", "modalities"]
+                 "replay", "round", "path", "dtype", "shape", "not_finite", "modalities", "range"]
 """Why a message is refused; what a run counts."""
 
 MAX_PATH = 512  # characters

@@ -1,0 +1,93 @@
+"""Which answers count: everything a message claims is checked before anything is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mlecs_jax.deploy.wire import Header, Message, WireError
+
+Template = Mapping[str, Any]
+"""Path → anything with ``shape`` and ``dtype``: the arrays that a message must have."""
+
+
+def check_answer(asked: Header, name: str, answer: Message, num_modalities: int) -> None:
+    """Checks that a header answers what was asked.
+
+    Args:
+      asked: header of the question.
+      name: the device, as the transport knows it.
+
+    Raises:
+      WireError: it does not.
+    """
+    header = answer.header
+    if header.sender != name:
+        raise WireError("sender", f"says it is from '{header.sender[:60]}'")
+    if header.session != asked.session:
+        raise WireError("session", f"of session {header.session[:60]}, now is {asked.session}")
+    if header.serial < asked.serial:
+        raise WireError("replay", f"answers exchange {header.serial}, this is {asked.serial}")
+    if header.serial > asked.serial or header.kind != asked.kind:
+        raise WireError("kind", f"answers {header.kind} {header.serial}, asked was {asked.kind} "
+                                f"{asked.serial}")
+    if header.round != asked.round:
+        raise WireError("round", f"of round {header.round}, this is {asked.round}")
+    if not 1 <= header.modalities <= num_modalities:
+        raise WireError("modalities", f"claims {header.modalities} modalities, there are "
+                                      f"{num_modalities}")
+
+
+def check_arrays(message: Message, template: Template, *, finite: bool = True) -> None:
+    """Checks that a message has exactly the arrays of a template.
+
+    Args:
+      finite: also that every number is finite.
+
+    Raises:
+      WireError: a path, type, shape or number is not as it must be; the first by path.
+    """
+    arrays = message.arrays
+    for path in sorted({*arrays, *template}):
+        if path not in template:
+            raise WireError("path", f"'{path[:80]}' is not asked for")
+        if path not in arrays:
+            raise WireError("path", f"'{path}' is missing")
+        found, wanted = arrays[path], template[path]
+        if np.dtype(found.dtype) != np.dtype(wanted.dtype):
+            raise WireError("dtype", f"'{path}' is {found.dtype}, not {np.dtype(wanted.dtype)}")
+        if found.shape != tuple(wanted.shape):
+            raise WireError("shape", f"'{path}' is {found.shape}, not {tuple(wanted.shape)}")
+        if finite and not np.isfinite(found.astype(np.float32)).all():
+            raise WireError("not_finite", f"'{path}' has NaN or infinity")
+
+
+def check_upload(message: Message, template: Template) -> None:
+    """Checks an upload: its arrays, and that it says one number of modalities throughout.
+
+    Raises:
+      WireError: see :func:`check_arrays`.
+    """
+    check_arrays(message, template)
+    if int(message.arrays["modalities"]) != message.header.modalities:
+        raise WireError("modalities", "header and upload claim different numbers of modalities")
+
+
+def check_scores(message: Message, template: Template) -> None:
+    """Checks what a device says of itself: scores are shares or not there (NaN), counts positive.
+
+    Raises:
+      WireError: see :func:`check_arrays`.
+    """
+    check_arrays(message, template, finite=False)
+    for path, values in message.arrays.items():
+        if path.startswith("scores/") and values.dtype.kind == "f":
+            good = np.isnan(values) | ((values >= 0) & (values <= 1))
+        elif values.dtype.kind == "i":
+            good = values >= 0
+        else:
+            good = ~np.isinf(values)  # a loss of a stage that the device missed is NaN
+        if not np.all(good):
+            raise WireError("range", f"'{path}' is out of range")

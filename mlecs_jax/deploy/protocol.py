@@ -1,0 +1,94 @@
+"""What the messages of ML-ECS hold, kind by kind: one place that both ends and the tests read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlecs_jax.config import Config
+from mlecs_jax.deploy.admission import Template
+from mlecs_jax.federation import Federation
+from mlecs_jax.scoring import CLASS_METRICS, NodeScores
+
+ANSWERS = ("after_amt", "after_broadcast")
+SPLITS = ("val", "test")
+FACTS = ("train_samples", "val_samples", "test_samples", "parameters")
+"""What a device says of itself when a session begins: three counts, and the size of its models."""
+
+
+def shapes(tree: Any) -> Template:
+    """The template of a tree of arrays or shapes, by path."""
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(key.key) for key in path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for path, leaf in flat}
+
+
+def anchors(config: Config, public_rows: int) -> Template:
+    """What the cloud says when a round begins."""
+    if not config.method.public:
+        return {}
+    return {"anchors": jax.ShapeDtypeStruct((public_rows, config.model.latent), np.float32)}
+
+
+def facts() -> Template:
+    """What a device answers to ``begin``."""
+    return {name: jax.ShapeDtypeStruct((), np.int64) for name in FACTS}
+
+
+def losses(config: Config) -> dict[str, tuple[str, ...]]:
+    """Names of the losses of each stage of a device's round."""
+    stages = {"ccl": ("lm", "volume"), "amt": ("lm",)}
+    return stages if config.method.public else {"amt": ("lm",)}
+
+
+def metrics(config: Config, num_classes: int, num_modalities: int) -> Template:
+    """What a device answers to ``evaluate``: means and counts, nothing of a single row.
+
+    ``losses/STAGE/NAME`` are means over the round's batches, NaN where the device missed the round;
+    ``scores/SPLIT/WHEN/NAME`` are over its held-out rows; ``readings [M]`` is how many of its
+    training rows have each modality in this round.
+    """
+    number = jax.ShapeDtypeStruct((), np.float64)
+    template: dict[str, Any] = {
+        "readings": jax.ShapeDtypeStruct((num_modalities,), np.int64)}
+    for stage, names in losses(config).items():
+        template |= {f"losses/{stage}/{name}": number for name in names}
+    for split in SPLITS:
+        for when in ANSWERS:
+            place = f"scores/{split}/{when}"
+            template |= {f"{place}/{name}": number for name in CLASS_METRICS}
+            template[f"{place}/confusion"] = jax.ShapeDtypeStruct(
+                (num_classes, num_classes + 1), np.int64)
+            template[f"{place}/unparsable"] = jax.ShapeDtypeStruct((), np.int64)
+    return template
+
+
+def readings(federation: Federation, owned: np.ndarray) -> np.ndarray:
+    """How many training rows of one device have each modality, int64 ``[M]``."""
+    rows = federation.train
+    real = np.arange(rows.available.shape[1]) < rows.count[0]
+    return (np.asarray(rows.available)[0] & real[:, None] & owned).sum(axis=0).astype(np.int64)
+
+
+def packed_scores(found: NodeScores) -> dict[str, np.ndarray]:
+    """Scores of one split as arrays."""
+    return {name: np.asarray(value, np.float64 if name in CLASS_METRICS else np.int64)
+            for name, value in (found.metrics | found.details).items()}
+
+
+def unpacked_scores(arrays: Mapping[str, np.ndarray], split: str, when: str) -> NodeScores:
+    """The inverse of :func:`packed_scores`, from an answer to ``evaluate``."""
+    place = f"scores/{split}/{when}/"
+    found = {path.removeprefix(place): values.tolist() for path, values in arrays.items()
+             if path.startswith(place)}
+    return NodeScores({name: found.pop(name) for name in CLASS_METRICS}, found)
+
+
+def no_scores(num_classes: int) -> NodeScores:
+    """Of a device that did not answer."""
+    return NodeScores(dict.fromkeys(CLASS_METRICS, math.nan), {
+        "confusion": np.zeros((num_classes, num_classes + 1), int).tolist(), "unparsable": 0})
