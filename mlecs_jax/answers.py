@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from mlecs_jax import programs
 from mlecs_jax.captions import CaptionPredictor
 from mlecs_jax.federation import Moments, Rows, gather
 from mlecs_jax.lora import Params
-from mlecs_jax.models.multimodal import MultimodalModel
+from mlecs_jax.models.multimodal import Batch, MultimodalModel
 from mlecs_jax.setting import Setting, held_out_rows
 
 Tree = Any
@@ -30,13 +31,19 @@ def predict_rows(
     ids = jnp.asarray(answer_ids)
 
     def chunk(index):
-        batch = gather(rows, owned, moments, index)
-        _, fused = model.represent(params, batch.inputs, batch.mask)
-        logits = model.answer(backbone, params, fused, batch.target[:, :1]).logits()
-        matches = jnp.argmax(logits[:, 0], axis=-1)[:, None] == ids
+        logits = first_logits(model, backbone, params, gather(rows, owned, moments, index))
+        matches = jnp.argmax(logits, axis=-1)[:, None] == ids
         return jnp.where(matches.any(1), jnp.argmax(matches, axis=1), -1)
 
     return map_rows(chunk, rows.target.shape[0])
+
+
+def first_logits(
+    model: MultimodalModel, backbone: Params, params: Params, batch: Batch
+) -> Float[Array, "B V"]:
+    """Scores of the first answer token, which names a class; the batch's targets are not read."""
+    _, fused = model.represent(params, batch.inputs, batch.mask)
+    return model.answer(backbone, params, fused, batch.target[:, :1]).logits()[:, 0]
 
 
 def map_rows(fn: Callable[[Int[Array, " B"]], Tree], n: int, chunk: int = CHUNK) -> Tree:
@@ -47,20 +54,39 @@ def map_rows(fn: Callable[[Int[Array, " B"]], Tree], n: int, chunk: int = CHUNK)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
 
 
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """Who would answer, in place of the answers where :attr:`Setting.unanswered` says so: with
+    this, the nodes of any method can be taken out of its state.
+
+    Attributes:
+      setting: as the method has it (FedMLLM, for one, asks with an instruction of its own).
+      params: stacked trainable groups per cohort, or the server's groups.
+    """
+
+    setting: Setting
+    params: Any
+
+
 class Predictor:
     """Compiled answers of devices and server on their held-out rows: classes or captions."""
 
     def __init__(self, setting: Setting):
+        self._setting = setting
         kind = ClassPredictor if setting.federation.samples.texts is None else CaptionPredictor
         self._answers = kind(setting)
 
     def devices(self, params: tuple[Params, ...], r: int):
         """Answers of every device after round ``r``: classes ``[C, n]``, -1 if unparsable, or
         caption tokens ``[C, n, T]`` (:class:`mlecs_jax.captions.CaptionPredictor`)."""
+        if self._setting.unanswered:
+            return Question(self._setting, params)
         return self._answers.devices(params, r)
 
     def server(self, params: Params, r: int | None = None):
         """Answers of the server, ``[n]`` or ``[n, T]``; without a round as after the last one."""
+        if self._setting.unanswered:
+            return Question(self._setting, params)
         return self._answers.server(params, r)
 
 

@@ -44,7 +44,8 @@ def generate_batch(
     _, fused = model.represent(params, batch.inputs, batch.mask)
     prefix = cast(Array, model.generator.apply(
         {"params": params["generator"]}, fused, deterministic=True))
-    prompt = jnp.broadcast_to(jnp.asarray(model.prompt, jnp.int32), (len(fused), len(model.prompt)))
+    prompt = jnp.broadcast_to(jnp.asarray(model.prompt, jnp.int32),
+                              (fused.shape[0], len(model.prompt)))
     return generate.greedy(
         model.decoder, backbone, params["lora"], prefix, prompt, jnp.ones(prompt.shape, bool),
         max_new_tokens=options_of(setting).max_tokens, eos_id=setting.tokenizer.eos_token_id,

@@ -68,11 +68,21 @@ def gather(
       owned: modalities the node has, ``[M]`` or broadcastable to ``[B, M]``.
     """
     mask = rows.available[index] & owned
-    inputs = {}
-    for i, name in enumerate(rows.modalities):
-        x = (rows.inputs[name][index].astype(jnp.float32) - moments[name].mean) / moments[name].std
-        inputs[name] = jnp.where(mask[:, i].reshape(-1, *(1,) * (x.ndim - 1)), x, 0.0)
+    inputs = standardised({name: rows.inputs[name][index] for name in rows.modalities}, mask,
+                          moments)
     return Batch(inputs=inputs, mask=mask, target=rows.target[index])
+
+
+def standardised(
+    readings: Mapping[str, Array], mask: Bool[Array, "B M"], moments: Mapping[str, Moments]
+) -> dict[str, Array]:
+    """Raw readings ``{modality: [B, …]}`` as models take them, float32, zero where the mask is
+    False; modalities in the order of the mask's columns."""
+    inputs = {}
+    for i, (name, values) in enumerate(readings.items()):
+        x = (values.astype(jnp.float32) - moments[name].mean) / moments[name].std
+        inputs[name] = jnp.where(mask[:, i].reshape(-1, *(1,) * (x.ndim - 1)), x, 0.0)
+    return inputs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,6 +71,7 @@ class Setting:
       tokenizer: of the backbones.
       edge, cloud: frozen backbones and shared data of each tier, placed on its mesh:
         ``slm``, ``llm`` (cloud only), ``public`` rows, ``moments``.
+      unanswered: nodes are not made to answer; see :class:`mlecs_jax.answers.Question`.
     """
 
     config: Config
@@ -83,6 +84,7 @@ class Setting:
     tokenizer: Tokenizer
     edge: dict[str, Any]
     cloud: dict[str, Any]
+    unanswered: bool = False
 
     def for_each_client(self, fn: ClientFn) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
         """:func:`mlecs_jax.clients.for_each_client` with this run's back end."""

@@ -335,7 +335,7 @@ class Decoder(nn.Module):
         """Embeddings ``[B, T, D]`` and the position of each, kept entries counted alone."""
         length = tokens.shape[1] + (0 if prefix is None else prefix.shape[1])
         if keep is None:
-            positions = jnp.broadcast_to(jnp.arange(length), (len(tokens), length))
+            positions = jnp.broadcast_to(jnp.arange(length), (tokens.shape[0], length))
         else:
             positions = jnp.maximum(jnp.cumsum(keep, axis=1) - 1, 0)
         return self._embed_at(tokens, positions, prefix), positions

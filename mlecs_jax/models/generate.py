@@ -189,7 +189,7 @@ def _answers(decoder, backbone, lora, prefix, prompt_ids, prompt_mask, choose, m
     step_fn, logits, cache = _begin(decoder, backbone, lora, prefix, prompt_ids, prompt_mask,
                                     max_new_tokens, vocab_size)
     last = choose(logits, 0).astype(jnp.int32)
-    tokens = jnp.full((len(last), max_new_tokens), PADDING, jnp.int32).at[:, 0].set(last)
+    tokens = jnp.full((last.shape[0], max_new_tokens), PADDING, jnp.int32).at[:, 0].set(last)
     alive = jnp.ones(last.shape, bool) if eos_id is None else last != eos_id
 
     def body(carry):

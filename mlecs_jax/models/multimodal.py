@@ -150,7 +150,7 @@ class MultimodalModel:
             {"params": params["generator"]}, fused, deterministic=deterministic,
             rngs=None if keys is None else {"dropout": keys[0]}))
         prompt = jnp.asarray(self.prompt, jnp.int32)
-        prompt = jnp.broadcast_to(prompt, (len(target), len(self.prompt)))
+        prompt = jnp.broadcast_to(prompt, (target.shape[0], len(self.prompt)))
         tokens = jnp.concatenate([prompt, jnp.maximum(target[:, :-1], 0)], axis=1)
         variables = {"params": backbone, "lora": params["lora"]}
         hidden = cast(Array, self.decoder.apply(
