@@ -8,13 +8,14 @@ its bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mlecs_jax.deploy import wire
 from mlecs_jax.deploy.transport import Failure, opened
 from mlecs_jax.deploy.wire import Message, WireError
 
 
+@runtime_checkable
 class Handler(Protocol):
     """What answers: :class:`mlecs_jax.deploy.edge.EdgeApp`, or something that pretends to be."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from mlecs_jax.deploy import wire
 from mlecs_jax.deploy.wire import Message, WireError
@@ -31,6 +31,7 @@ class Failure:
     detail: str
 
 
+@runtime_checkable
 class Transport(Protocol):
     """The cloud's end."""
 
@@ -65,6 +66,7 @@ class Transport(Protocol):
         ...
 
 
+@runtime_checkable
 class Uplink(Protocol):
     """A device's end, where it speaks first."""
 

@@ -133,7 +133,7 @@ def decode(data: bytes, *, limit_bytes: int) -> Message:
         raise WireError("malformed", str(error)) from None
 
 
-def _checksum(header: Mapping[str, Any], rows: list[Any], payload: bytes) -> str:
+def _checksum(header: Mapping[str, Any], rows: Any, payload: bytes) -> str:
     digest = hashlib.sha256(msgpack.packb([dict(header), rows]))
     digest.update(payload)
     return digest.hexdigest()

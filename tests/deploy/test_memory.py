@@ -1,0 +1,163 @@
+"""A deployment in memory is the simulation: its numbers, its files, and it goes on after a kill."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mlecs_jax import assemble, experiment
+from tests.deploy import small_deploy as small
+from tests.small import samples
+
+
+@pytest.fixture(scope="module")
+def provisioned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kit")
+    return folder, small.provision(folder, small.options())
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("simulated")
+    experiment.run(small.options(), folder, samples=samples())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployed(provisioned, tmp_path_factory):
+    folder, session = provisioned
+    folder = shutil.copytree(folder, tmp_path_factory.mktemp("deployed"), dirs_exist_ok=True)
+    transport = small.MemoryTransport(small.edges(folder, session))
+    events = []
+    small.cloud(folder, session, transport, on_event=lambda *e: events.append(e)).run()
+    small.close(transport)
+    return folder, session, events
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(tree):
+    """Leaves of a nested record by path, without what a clock says."""
+    if isinstance(tree, dict):
+        return {f"{key}/{path}": x for key, value in tree.items() if "seconds" not in key
+                and key not in ("timing", "deployment") for path, x in numbers(value).items()}
+    if isinstance(tree, list):
+        return {f"{i}/{path}": x for i, value in enumerate(tree)
+                for path, x in numbers(value).items()}
+    return {"": tree}
+
+
+def assert_same(a, b):
+    a, b = numbers(a), numbers(b)
+    assert set(a) == set(b)
+    for path in a:
+        if isinstance(a[path], float):
+            np.testing.assert_allclose(a[path], b[path], rtol=1e-5, atol=1e-5, err_msg=path)
+        else:
+            assert a[path] == b[path], path
+
+
+def test_rounds_and_summary_are_the_simulations(simulated, deployed):
+    folder = deployed[0]
+    for ours, theirs in zip(lines(folder / "run"), lines(simulated), strict=True):
+        assert_same(ours, theirs)
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (folder / "run", simulated)]
+    assert_same(*summaries)
+    assert summaries[0]["deployment"] == {
+        "sessions": 1, "uploads": {"d0": 3, "d1": 3, "d2": 3}, "missed": {}, "refused": {},
+        "refused_of": {}, "dropped": {}}
+    assert (folder / "run" / "report.html").exists()
+
+
+def test_events_tell_what_happens(deployed):
+    kinds = [kind for kind, _ in deployed[2]]
+    assert kinds == ["start", "session", "round", "round", "round"]
+    assert deployed[2][1][1] == {"count": 1, "members": ["d0", "d1", "d2"], "round": 0}
+
+
+def test_the_cloud_holds_no_row_of_a_device(provisioned):
+    folder, session = provisioned
+    app = small.cloud(folder, session, small.MemoryTransport({}))
+    dealt = assemble.from_samples(small.options(), samples(), small.ONE).federation
+    public = {row for part in ("train", "val", "test")
+              for row in getattr(dealt.partition.public, part)}
+    assert len(app._setting.federation.samples) == len(public)
+    assert app._setting.cohorts == () and "public" not in app._setting.edge
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_cloud_that_is_killed_goes_on_and_ends_as_it_would_have(provisioned, deployed, tmp_path):
+    folder = shutil.copytree(provisioned[0], tmp_path / "kit")
+    session = provisioned[1]
+    transport = small.MemoryTransport(small.edges(folder, session))
+    asked = []
+
+    def kill(name, question):
+        asked.append((question.header.kind, question.header.round))
+        if asked[-1] == ("evaluate", 1):  # devices have trained a round that the cloud has not
+            raise Killed
+        return 0.0
+
+    transport._delay = kill
+    with pytest.raises(Killed):
+        small.cloud(folder, session, transport).run()
+    assert len(lines(folder / "run")) == 1
+    transport._delay = lambda name, question: 0.0
+    small.cloud(folder, session, transport).run()
+    small.close(transport)
+    found, expected = lines(folder / "run"), lines(deployed[0] / "run")
+    assert [line["deployment"]["session"] for line in found] == [1, 2, 2]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert numbers(ours) == numbers(theirs)
+
+
+def test_a_device_that_is_killed_comes_back_where_it_was(provisioned, deployed, tmp_path):
+    folder = shutil.copytree(provisioned[0], tmp_path / "kit")
+    session = provisioned[1]
+    transport = small.MemoryTransport(small.edges(folder, session))
+
+    def restart(name, question):
+        if (name, question.header.kind, question.header.round) == ("d1", "round", 1):
+            transport.edges["d1"].close()
+            transport.edges["d1"] = small.edge(folder, session, "d1")
+        return 0.0
+
+    transport._delay = restart
+    small.cloud(folder, session, transport).run()
+    small.close(transport)
+    for ours, theirs in zip(lines(folder / "run"), lines(deployed[0] / "run"), strict=True):
+        assert numbers(ours) == numbers(theirs)
+
+
+def test_a_finished_run_is_not_run_again(deployed):
+    folder, session, _ = deployed
+    nobody = small.MemoryTransport({})
+    summary = small.cloud(folder, session, nobody).run()
+    assert summary == json.loads((folder / "run" / "summary.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [
+    {"channel.uplink": "int8"}, {"channel.uplink": "topk"},
+    {"partition.mask_schedule": "per_round", "partition.rho": 0.5},
+    {"partition.mask_schedule": "per_sample", "partition.rho": 0.5},
+    {"model.cohorts": "1=encoder_hidden:20"}, {"data.split": "sequence"},
+    {"partition.public_labels": False, "partition.server_labelled": 0.5},
+    {"method.broadcast": False}, {"method.public": False}, {"aggregation.rule": "median"}])
+def test_every_kind_of_run_is_the_simulations(overrides, tmp_path):
+    run_config = small.options(**{"train.rounds": 2} | overrides)
+    experiment.run(run_config, tmp_path / "simulated", samples=samples())
+    session = small.provision(tmp_path, run_config)
+    transport = small.MemoryTransport(small.edges(tmp_path, session))
+    small.cloud(tmp_path, session, transport).run()
+    small.close(transport)
+    for ours, theirs in zip(lines(tmp_path / "run"), lines(tmp_path / "simulated"), strict=True):
+        assert_same(ours, theirs)
+    assert jax.device_count() > 1  # the simulation had its tiers apart

@@ -1,0 +1,128 @@
+"""Robust aggregation against NumPy and against liars."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlecs_jax import aggregate, robust
+from mlecs_jax.config import AggregationConfig
+from mlecs_jax.errors import UserError
+from tests.small import config
+
+
+def trees(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"a": jnp.asarray(rng.standard_normal((count, 3, 2)), jnp.float32),
+            "b": {"c": jnp.asarray(rng.standard_normal((count, 4)), jnp.float32)}}
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(tree["a"]).reshape(len(tree["a"]), -1),
+                           np.asarray(tree["b"]["c"])], axis=1)
+
+
+def flat_one(tree):
+    return np.concatenate([np.asarray(tree["a"]).ravel(), np.asarray(tree["b"]["c"])])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6])
+def test_median_of_equal_weights_is_numpys(count):
+    found = robust.median(trees(count), jnp.full(count, 1 / count))
+    np.testing.assert_allclose(flat_one(found), np.median(flat(trees(count)), axis=0), rtol=1e-6)
+
+
+def test_weighted_median_is_that_of_repeated_values():
+    weights = np.array([1, 3, 2, 1])
+    repeated = np.repeat(flat(trees(4)), weights, axis=0)
+    found = robust.median(trees(4), jnp.asarray(weights))
+    np.testing.assert_allclose(flat_one(found), np.median(repeated, axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "share"), [(5, 0.2), (10, 0.2), (7, 0.3), (4, 0.2)])
+def test_trimmed_mean_is_that_of_the_middle(count, share):
+    cut = int(share * count)
+    expected = np.sort(flat(trees(count)), axis=0)[cut:count - cut].mean(axis=0)
+    found = robust.trimmed_mean(trees(count), jnp.ones(count), share=share)
+    np.testing.assert_allclose(flat_one(found), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_trimmed_mean_keeps_weights_with_their_values():
+    values = {"a": jnp.array([[5.0], [1.0], [3.0], [2.0]])}
+    found = robust.trimmed_mean(values, jnp.array([9.0, 9.0, 1.0, 3.0]), share=0.25)
+    np.testing.assert_allclose(found["a"], [(3 * 1 + 2 * 3) / 4])
+
+
+def numpy_krum_scores(x, liars):
+    scores = []
+    for i in range(len(x)):
+        squares = sorted(((x[i] - x[j])**2).sum() for j in range(len(x)) if j != i)
+        scores.append(sum(squares[:len(x) - liars - 2]))
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("selected", [1, 3])
+def test_krum_is_numpys(selected):
+    x, weights = flat(trees(7)), np.arange(1.0, 8.0)
+    scores = numpy_krum_scores(x, 2)
+    np.testing.assert_allclose(robust.krum_scores(trees(7), 2), scores, rtol=1e-5)
+    chosen = np.argsort(scores)[:selected]
+    expected = (x[chosen] * weights[chosen, None]).sum(0) / weights[chosen].sum()
+    found = robust.krum(trees(7), jnp.asarray(weights), liars=2, selected=selected)
+    np.testing.assert_allclose(flat_one(found), expected, rtol=1e-5)
+
+
+def test_krum_of_few_devices_takes_one_of_them():
+    for count in (1, 2, 3):
+        found = flat_one(robust.krum(trees(count), jnp.ones(count), liars=1, selected=1))
+        assert (flat(trees(count)) == found).all(axis=1).any()
+
+
+def test_clipping_shortens_what_is_longer_than_the_median():
+    centre = {"a": np.full((3, 2), 0.5, np.float32), "b": {"c": np.ones(4, np.float32)}}
+    c = flat_one(centre)
+    differences = flat(trees(5)) - c
+    lengths = np.linalg.norm(differences, axis=1)
+    limit = 1.1 * np.median(lengths)
+    expected = c + differences * np.minimum(1, limit / lengths)[:, None]
+    found = robust.clip_norms(trees(5), centre, multiple=1.1)
+    np.testing.assert_allclose(flat(found), expected, rtol=1e-5, atol=1e-6)
+    assert (np.linalg.norm(flat(found) - c, axis=1) <= limit * 1.0001).all()
+
+
+def options(**changed):
+    return AggregationConfig(**({"rule": "mean", "clip": 0.0, "trim": 0.2, "liars": 2,
+                                 "selected": 3} | changed))
+
+
+def test_off_is_the_weighted_mean_bit_for_bit():
+    weights = jnp.array([1.0, 2.0, 3.0])
+    expected = aggregate.weighted_mean(trees(3), weights)
+    for chosen in (None, options()):
+        found = robust.rule(chosen)(trees(3), weights, None)
+        np.testing.assert_array_equal(flat_one(found), flat_one(expected))
+
+
+@pytest.mark.parametrize("chosen", [
+    options(rule="median"), options(rule="trimmed_mean"), options(rule="krum"),
+    options(clip=1.0, rule="median"), options(clip=1.0)])
+def test_two_liars_of_ten_move_the_mean_far_and_the_rule_little(chosen):
+    honest = trees(10, seed=1)
+    liars = jnp.array([2, 7])
+    lying = {"a": honest["a"].at[liars].set(1e4),
+             "b": {"c": honest["b"]["c"].at[liars].set(1e4)}}
+    centre = {"a": np.zeros((3, 2), np.float32), "b": {"c": np.zeros(4, np.float32)}}
+    weights = jnp.ones(10)
+    truth = flat(honest)[[0, 1, 3, 4, 5, 6, 8, 9]].mean(axis=0)
+    moved = np.linalg.norm(flat_one(robust.rule(chosen)(lying, weights, centre)) - truth)
+    plain = np.linalg.norm(flat_one(aggregate.weighted_mean(lying, weights)) - truth)
+    assert moved < 2.5 < 1e3 < plain
+
+
+def test_options_that_cannot_be():
+    for changed, message in (({"clip": -1.0}, "aggregation.clip is -1.0"),
+                             ({"trim": 0.5}, "aggregation.trim is 0.5"),
+                             ({"selected": 0}, "selected 0")):
+        with pytest.raises(UserError, match=message):
+            config(**{f"aggregation.{name}": value for name, value in changed.items()})
+    with pytest.raises(UserError, match="2 liars among 7 devices or more .* there are 5"):
+        robust.rule(options(rule="krum"), 5)
