@@ -15,13 +15,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlecs_jax.data.featurise import Featuriser
+from mlecs_jax.data.hashed_ngrams import joined
 from mlecs_jax.data.samples import Samples
 from mlecs_jax.errors import UserError
 
@@ -57,7 +58,7 @@ def read_annotations(path: Path) -> list[Clip]:
     clips = []
     for number, record in enumerate(read_records(path)):
         try:
-            texts = (_joined(record["vision_cap"]), _joined(record["audio_cap"]),
+            texts = (joined(record["vision_cap"]), joined(record["audio_cap"]),
                      str(record["subtitle"] or "").strip())
             clip, caption = str(record["clip_id"]), str(record["vast_cap"]).strip()
         except (KeyError, TypeError) as error:
@@ -171,12 +172,6 @@ def reveals(text: str, caption: str) -> bool:
 
 def _plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def _joined(captions: Iterable[str] | str) -> str:
-    """Captions of one modality as sentences of one text, each once."""
-    lines = [captions] if isinstance(captions, str) else captions
-    return ". ".join(dict.fromkeys(stripped for line in lines if (stripped := line.strip(" ."))))
 
 
 def _read_vectors(

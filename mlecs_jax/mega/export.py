@@ -46,7 +46,7 @@ def export(
 
     def predict(leaves: list[Array], inputs: list[Array]) -> Float[Array, " 1"]:
         state = jax.tree.unflatten(structure, leaves)
-        read = [_standardised(x, state["moments"].get(name))
+        read = [standardised(x, state["moments"].get(name))
                 for name, x in zip(MODALITIES, inputs, strict=True)]
         batch = SentimentBatch(*read, labels=jnp.zeros(1))
         options = {} if state["adapters"] is None else {"adapters": state["adapters"]}
@@ -71,7 +71,7 @@ def export(
         "sha256": {PROGRAM: sha256(program), WEIGHTS: sha256(weights)}})))
 
 
-def _standardised(
+def standardised(
     x: Float[Array, "1 T d"], moments: tuple[Array, Array] | None
 ) -> Float[Array, "1 T d"]:
     """As :func:`mlecs_jax.data.sentiment.standardise` does it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +35,27 @@ def scores_without(config: Config, samples: Samples, folder: Path) -> dict[str, 
     Raises:
       UserError: the folder has no checkpoint of the last round.
     """
-    result = {}
     setting = assemble.from_samples(config, samples)
     state = _final_state(setting, folder)
-    metric = scoring.primary_metric(samples)
-    for count in REMOVED:
-        poorer = without(setting, count)
-        predictions = jax.device_get(methods.build(poorer).evaluate(state,
-                                                                    config.train.rounds - 1))
-        test = scoring.score(poorer, predictions, "test")
-        scores: dict[str, Any] = {"client": {
-            f"{key}_{metric}": value for key, value in spread(
-                [s.metrics[metric] for s in test[scoring.PRIMARY]]).items()}}
-        if "server" in test:
-            scores["server"] = {metric: test["server"].metrics[metric]}
-        result[f"removed_{count}"] = scores
-    return result
+    found = {f"removed_{count}": test_scores(without(setting, count), state) for count in REMOVED}
+    return {name: {node: scores for node, scores in one.items() if node != "devices"}
+            for name, one in found.items()}
+
+
+def test_scores(setting: Setting, state: Any) -> dict[str, Any]:
+    """Test scores of a state as after the last round: ``{'client': {avg_f1, …}, 'server': {f1}}``
+    and under ``devices`` each device's."""
+    metric = scoring.primary_metric(setting.federation.samples)
+    predictions = jax.device_get(
+        methods.build(setting).evaluate(state, setting.config.train.rounds - 1))
+    test = scoring.score(setting, predictions, "test")
+    own = [s.metrics[metric] for s in test[scoring.PRIMARY]]
+    scores: dict[str, Any] = {
+        "client": {f"{key}_{metric}": value for key, value in spread(own).items()},
+        "devices": own}
+    if "server" in test:
+        scores["server"] = {metric: test["server"].metrics[metric]}
+    return scores
 
 
 def _final_state(setting: Setting, folder: Path) -> Any:
@@ -66,23 +72,44 @@ def _final_state(setting: Setting, folder: Path) -> Any:
 def without(setting: Setting, count: int) -> Setting:
     """The setting with ``count`` modalities fewer in every held-out sample."""
     rng = np.random.default_rng([SEED, count])
-    last = setting.config.train.rounds - 1
 
-    def fewer(available: Any, owned: np.ndarray) -> np.ndarray:
-        """``available [..., n, M]`` of nodes that own ``owned [..., M]``."""
-        has = np.asarray(available) & owned[..., None, :]
+    def fewer(has: np.ndarray) -> np.ndarray:
         order = np.argsort(np.argsort(rng.random(has.shape) - has, axis=-1), axis=-1)
         left = np.maximum(has.sum(-1, keepdims=True) - count, np.minimum(1, has.sum(
             -1, keepdims=True)))
         return has & (order < left)
 
-    owned = setting.federation.owned_at(last)
+    return masked(setting, fewer)
+
+
+def without_named(setting: Setting, names: Collection[str]) -> Setting:
+    """The setting without some modalities in any held-out sample; a sample may keep none, and is
+    then answered from the instruction alone.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    modalities = setting.federation.modalities
+    for name in names:
+        if name not in modalities:
+            raise UserError(f"'{name}' is no modality of this run; it has {', '.join(modalities)}")
+    kept = np.array([name not in names for name in modalities])
+    return masked(setting, lambda has: has & kept)
+
+
+def masked(setting: Setting, fewer: Callable[[np.ndarray], np.ndarray]) -> Setting:
+    """The setting with less in its held-out samples.
+
+    Args:
+      fewer: of what nodes have of their samples, bool ``[..., n, M]``, what they are left.
+    """
+    owned = setting.federation.owned_at(setting.config.train.rounds - 1)
     cohorts = tuple(
-        dataclasses.replace(cohort, held_out_available=setting.topology.to_edge(
-            fewer(cohort.held_out_available, owned[cohort.clients]), per_client=True))
+        dataclasses.replace(cohort, held_out_available=setting.topology.to_edge(fewer(
+            np.asarray(cohort.held_out_available) & owned[cohort.clients][:, None]),
+            per_client=True))
         for cohort in setting.cohorts)
     rows = setting.cloud["public_held_out"]
-    every = np.ones(rows.available.shape[-1], bool)
     cloud = setting.cloud | {"public_held_out": rows.replace(
-        available=setting.topology.to_cloud(fewer(rows.available, every)))}
+        available=setting.topology.to_cloud(fewer(np.asarray(rows.available))))}
     return dataclasses.replace(setting, cohorts=cohorts, cloud=cloud)

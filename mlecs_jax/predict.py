@@ -1,0 +1,147 @@
+"""``python -m mlecs_jax.predict --run=DIR --device=0 --input=FILE``: a trained node answers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlecs_jax.errors import UserError
+from mlecs_jax.serving import command
+from mlecs_jax.serving.readings import TRUTH
+
+if TYPE_CHECKING:
+    from mlecs_jax.served import Served
+
+DESCRIPTION = """What one node of a finished run says about new readings: classes, captions or, of
+Mega-CE² runs, sentiments. Reads the run's configuration, data and newest checkpoint."""
+COMMANDS = {
+    "answer": "the answers to --input (the word may be left out)",
+    "rows": "write readings that the node was scored on into an .npz that --input takes",
+    "export": "write one file that answers without the run and the training code",
+    "score": "what the run's nodes lose when modalities are taken away",
+}
+KEPT_ROWS = 8
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code: 0, or 2 after one line that says what is wrong."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's cache chatter is not the user's
+    return command.run(lambda: _main(list(argv)))
+
+
+def _main(argv: list[str]) -> None:
+    parser = _parser()
+    if argv[:1] not in ([name] for name in (*COMMANDS, "-h", "--help")):
+        argv = ["answer", *argv]
+    arguments = parser.parse_args(argv)
+    run = Path(arguments.run).expanduser()
+
+    from mlecs_jax import experiment  # imports jax: after the options are known to be right
+
+    experiment.use_compilation_cache()
+    if arguments.command == "score":
+        from mlecs_jax import missing
+
+        missing.report(run, arguments.without, arguments.json)
+        return
+    node = served(run, _device(arguments.device))
+    if arguments.command == "answer":
+        command.answer(node.predictor(), arguments)
+    elif arguments.command == "rows":
+        _write_rows(node, Path(arguments.out).expanduser(), arguments.count)
+    else:
+        _export(node, Path(arguments.out).expanduser())
+
+
+def served(run: Path, device: int | None) -> Served:
+    """A device (None: the server) of a run of either system.
+
+    Raises:
+      UserError: no such run or node, or data that are gone.
+    """
+    from mlecs_jax import restore
+    from mlecs_jax import served as nodes
+
+    values, _ = restore.configuration(run)
+    if values["method"]["name"] == restore.MEGA:
+        from mlecs_jax.mega import served as mega
+
+        return mega.node(run, device)
+    return nodes.node(restore.restored(run, unanswered=True), device)
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m mlecs_jax.predict", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in COMMANDS.items():
+        own = commands.add_parser(name, help=text, description=text)
+        own.add_argument("--run", required=True, metavar="DIR", help="folder of the run")
+        if name != "score":
+            own.add_argument("--device", required=True, metavar="J|server",
+                             help="number of the device (Mega-CE²: edge), or server")
+        _own_arguments(name, own)
+    return parser
+
+
+def _own_arguments(name: str, parser: argparse.ArgumentParser) -> None:
+    if name == "answer":
+        command.add_arguments(parser)
+    elif name == "score":
+        parser.add_argument("--without", action="append", default=[], metavar="NAMES|K",
+                            help="modalities (with commas), or how many of each sample at random; "
+                                 "repeated for several cases; default: each one in turn")
+        parser.add_argument("--json", action="store_true", help="one JSON object a case")
+    else:
+        parser.add_argument("--out", required=True, metavar="FILE", help="what is written")
+    if name == "rows":
+        parser.add_argument("--count", type=int, default=KEPT_ROWS, metavar="N",
+                            help=f"how many test rows, evenly spaced; 0: all ({KEPT_ROWS})")
+
+
+def _device(text: str) -> int | None:
+    if text == "server":
+        return None
+    if not text.isdecimal():
+        raise UserError(f"--device is '{text}'; give a number from 0, or server")
+    return int(text)
+
+
+def _write_rows(node: Served, path: Path, count: int) -> None:
+    """Readings and known answers; a reading that is missing is a row of NaN."""
+    if path.suffix != ".npz":
+        raise UserError(f"--out={path}: give a name that ends in .npz")
+    if count < 0:
+        raise UserError(f"--count is {count}; give a number of rows, or 0 for all")
+    readable = [i for i, row in enumerate(node.rows) if row]
+    step = max(1, len(readable) // count) if count else 1
+    chosen = readable[::step][:count or None]
+    arrays: dict[str, np.ndarray] = {TRUTH: np.array([node.truth[i] for i in chosen])}
+    for name, modality in node.description.modalities.items():
+        if modality.owned:
+            arrays[name] = np.stack([node.rows[i].get(name, np.full(modality.shape, np.nan,
+                                                                    np.float32)) for i in chosen])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    print(f"{path}: {len(chosen)} of {len(node.rows)} test rows of {node.description.node} with "
+          f"{', '.join(node.description.owned)}")
+
+
+def _export(node: Served, path: Path) -> None:
+    from mlecs_jax import export
+
+    size = export.write(node, path)
+    print(f"{path}: {node.description.node} reads any of {', '.join(node.description.owned)}; "
+          f"{size:,} bytes\npython {path} --input=…")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
