@@ -251,6 +251,8 @@ def join(launch: Launch) -> Group:
     """
     import jax
 
+    from mlecs_jax import transfers
+
     # JAX's own would swallow SIGTERM; ours lets a round end first (mlecs_jax.watch).
     jax.config.update("jax_enable_preemption_service", False)
     at = launch.coordinator or "process 0"
@@ -267,6 +269,7 @@ def join(launch: Launch) -> Group:
             raise UserError(f"processes cannot be joined: {_first_line(error)}") from None
     if jax.process_count() == 1:
         return Group()
+    transfers.spare_absent_programs()
     return Group(CoordinatorBoard(), jax.process_index(), jax.process_count())
 
 

@@ -90,6 +90,25 @@ def fetch(leaves: Sequence[Array], source: Mesh) -> list[np.ndarray]:
     return _cut_on_host(flat, _outline(leaves))
 
 
+def spare_absent_programs() -> None:
+    """Makes it safe to call a program of one device that another process owns, again and again.
+
+    JAX's fast dispatch (0.10) puts an argument that is not placed on the program's first device of
+    this process, and crashes where there is none. Such programs keep to the slow dispatch.
+    """
+    from jax._src import pjit
+
+    fast = pjit._get_fastpath_data
+
+    @functools.wraps(fast)
+    def data(executable, *rest):
+        program = getattr(executable, "xla_executable", None)
+        present = program is None or program.local_devices()
+        return fast(executable, *rest) if present else None
+
+    pjit._get_fastpath_data = data
+
+
 @functools.cache
 def everyone() -> Mesh:
     """One device of every process, on the axis ``process``."""
