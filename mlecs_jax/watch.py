@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 BEAT = 1.0  # s between signs of life
-LOST_AFTER = 15.0  # s without one
+LOST_AFTER = 25.0  # s without one; starved of its CPU a process is not lost yet
 GRACE = 20.0  # s from SIGTERM to the end of a round; schedulers kill after 30
 LINGER = 3.0  # s that process 0, who carries the messages, outlives the others
 LOST = 75  # exit code where another process is missing: temporary, start again (sysexits.h)

@@ -138,7 +138,7 @@ def build(setting: MegaSetting) -> MegaMethod:
                 {"ends": diagnostics})
 
     def keep_best(state: State, r: int, mae: float) -> State:
-        if mae >= float(state.best["mae"]):
+        if mae >= float(topology.host(state.best["mae"])):
             return state
         best = {"model": state.cloud, "version": np.int32(r + 1), "mae": np.float32(mae)}
         return state.replace(best=topology.to_cloud(best))
@@ -279,7 +279,7 @@ class Predictor:
         chunks = 2 ** int(np.ceil(np.log2(-(-len(rows) // PREDICTED_TOGETHER))))
         padded = np.resize(rows, chunks * PREDICTED_TOGETHER).reshape(chunks, -1)
         answers = self._predict(self._setting.segments, model, adapters, padded)
-        return np.asarray(answers)[:len(rows)]
+        return self._setting.topology.host(answers)[:len(rows)]
 
     def _parts(self, answers: np.ndarray) -> Predictions:
         val = len(self._setting.federation.split.val)
