@@ -111,12 +111,13 @@ class CloudApp:
         begun = time.perf_counter()
         broadcast = channel.pack(self._part.broadcast(server))
         anchors = channel.pack(self._part.speak(server))
-        uploads, limits = {}, self._session.limits
+        uploads, limits, attempts = {}, self._session.limits, 0
         while len(uploads) < limits.min_devices:
-            if time.perf_counter() - begun > limits.wait_s:
-                raise UserError(f"round {r}: no {limits.min_devices} usable answers in "
-                                f"{limits.wait_s:g} s ({crew.roll.refused or crew.roll.missed}); "
+            if attempts > limits.misses + 1:
+                raise UserError(f"round {r}: fewer than {limits.min_devices} usable answers in "
+                                f"{attempts} attempts ({crew.roll.refused or crew.roll.missed}); "
                                 "mend the devices, then the same command goes on")
+            attempts += 1
             crew.ready(r, broadcast, _checked(protocol.facts()))
             crew.catch_up(r, broadcast, _checked(protocol.facts()))
             template = protocol.shapes(self._part.upload(server))

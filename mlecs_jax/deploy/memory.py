@@ -32,11 +32,11 @@ class MemoryTransport:
     Attributes:
       edges: devices by name; one that is taken out is not connected.
       clock: seconds that exchanges have taken.
+      delay: ``(name, message) → seconds`` that the answer takes; beyond the deadline it is lost,
+        and the device is busy for the rest of it.
 
     Args:
       limit_bytes: longest message that is taken.
-      delay: ``(name, message) → seconds`` that the answer takes; beyond the deadline it is lost,
-        and the device is busy for the rest of it.
       tamper: ``(name, question, bytes) → bytes`` of the answer as they arrive.
     """
 
@@ -47,7 +47,7 @@ class MemoryTransport:
     ):
         self.edges = dict(edges)
         self.clock = 0.0
-        self._limit_bytes, self._delay, self._tamper = limit_bytes, delay, tamper
+        self._limit_bytes, self.delay, self._tamper = limit_bytes, delay, tamper
         self._busy_until: dict[str, float] = {}
         self._handler: Callable[[str, Message], Message] | None = None
 
@@ -62,7 +62,7 @@ class MemoryTransport:
         failures: dict[str, Failure] = {}
         longest = 0.0
         for name in targets:
-            taken = self._delay(name, message)
+            taken = self.delay(name, message)
             longest = max(longest, min(taken, deadline))
             found = self._answer(name, data)
             if taken > deadline:

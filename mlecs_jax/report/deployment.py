@@ -25,7 +25,7 @@ def deployment_section(run: RunFiles) -> Markup | None:
         return None
     uploads = found.get("uploads")
     uploads = uploads if isinstance(uploads, dict) else {}
-    rolls = [roll for roll in (dig(record, "deployment") for record in run.records)
+    rolls = [roll for roll in (dig(record, "deployment") for record in run.rounds)
              if isinstance(roll, dict)]
     body = [tag("tr", tag("th", name, scope="row"),
                 *(tag("td", f"{value:.0f}" if value is not None else "–", class_="n")
@@ -37,7 +37,7 @@ def deployment_section(run: RunFiles) -> Markup | None:
         ("uploads that counted", "messages refused", "times out of a session")))
     table = tag("table", tag("thead", head), tag("tbody", *body), class_="devices")
     sessions = number(found.get("sessions")) or 0.0
-    faults = [fault for record, roll in zip(run.records, rolls, strict=False)
+    faults = [fault for record, roll in zip(run.rounds, rolls, strict=False)
               for fault in _faults(record, roll)]
     return section(
         "deployment", "Deployment", scroller("Table of uploads", table),

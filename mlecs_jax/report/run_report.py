@@ -10,6 +10,7 @@ from mlecs_jax.report.blocks import section
 from mlecs_jax.report.captions import captions_section
 from mlecs_jax.report.confusion import confusion_section
 from mlecs_jax.report.curves import communication_section, learning_section, loss_section
+from mlecs_jax.report.deployment import deployment_section
 from mlecs_jax.report.devices import modality_section, table_section
 from mlecs_jax.report.headline import banner, header, page_title, tiles
 from mlecs_jax.report.markup import Markup, tag
@@ -24,6 +25,7 @@ _PANELS = (
     ("losses", "Losses", loss_section),
     ("communication", "Communication", communication_section),
     ("devices", "Every device", table_section),
+    ("deployment", "Deployment", deployment_section),
 )
 
 

@@ -105,11 +105,11 @@ def test_a_cloud_that_is_killed_goes_on_and_ends_as_it_would_have(provisioned, d
             raise Killed
         return 0.0
 
-    transport._delay = kill
+    transport.delay = kill
     with pytest.raises(Killed):
         small.cloud(folder, session, transport).run()
     assert len(lines(folder / "run")) == 1
-    transport._delay = lambda name, question: 0.0
+    transport.delay = lambda name, question: 0.0
     small.cloud(folder, session, transport).run()
     small.close(transport)
     found, expected = lines(folder / "run"), lines(deployed[0] / "run")
@@ -129,7 +129,7 @@ def test_a_device_that_is_killed_comes_back_where_it_was(provisioned, deployed, 
             transport.edges["d1"] = small.edge(folder, session, "d1")
         return 0.0
 
-    transport._delay = restart
+    transport.delay = restart
     small.cloud(folder, session, transport).run()
     small.close(transport)
     for ours, theirs in zip(lines(folder / "run"), lines(deployed[0] / "run"), strict=True):

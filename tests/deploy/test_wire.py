@@ -1,4 +1,4 @@
-"""Messages as bytes: what goes in comes out, what is counted is what is sent, nothing else passes."""
+"""Messages as bytes: what goes in comes out, what is counted is sent, and nothing else passes."""
 
 import dataclasses
 import pickle
