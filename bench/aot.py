@@ -142,7 +142,7 @@ def lm_head_programs(target: str) -> Iterator[Program]:
 
     pallas = pallas_gpu if target == "h200" else pallas_tpu
     # Not the host's sizes: the host is a CPU, the target is not.
-    vocabulary.CHUNK_BYTES["cpu"] = vocabulary.CHUNK_BYTES_ELSEWHERE
+    vocabulary.CHUNK_BYTES = vocabulary.BLOCK_BYTES = vocabulary.BYTES_ELSEWHERE
     for spec in arg_specs.AOT_SPECS:
 
         def shape(*size: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:

@@ -13,23 +13,26 @@ import jax
 import jax.numpy as jnp
 
 # Bytes of logits in flight. A CPU wants them near its caches, an accelerator few, large products.
-CHUNK_BYTES = {"cpu": 16 * 2**20}
-CHUNK_BYTES_ELSEWHERE = 128 * 2**20
+# Blocks of tokens pass the whole head through the caches each time: fewer, larger ones.
+CHUNK_BYTES, BLOCK_BYTES = 16 * 2**20, 32 * 2**20
+BYTES_ELSEWHERE = 128 * 2**20
+TILE = 64  # tokens; products of other multiples are slower
 
 
-def _limit() -> int:
-    return CHUNK_BYTES.get(jax.default_backend(), CHUNK_BYTES_ELSEWHERE)
+def _limit(on_cpu: int) -> int:
+    return on_cpu if jax.default_backend() == "cpu" else BYTES_ELSEWHERE
 
 
 def chunk_size(tokens: int, vocabulary: int) -> int:
     """Outcomes at a time, for all tokens."""
-    size = max(512, _limit() // (4 * max(tokens, 1)) // 128 * 128)
+    size = max(512, _limit(CHUNK_BYTES) // (4 * max(tokens, 1)) // 128 * 128)
     return min(size, vocabulary)
 
 
 def token_block(vocabulary: int) -> int:
     """Tokens at a time, for the whole vocabulary."""
-    return max(16, _limit() // (4 * vocabulary))
+    size = max(16, _limit(BLOCK_BYTES) // (4 * vocabulary))
+    return max(size // TILE * TILE, min(size, TILE))
 
 
 class Model(NamedTuple):
