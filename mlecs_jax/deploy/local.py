@@ -35,6 +35,7 @@ USAGE = """usage: python -m mlecs_jax.deploy local [--devices=3] [--config=ur_fa
   --deadline  seconds a device has for an answer"""
 
 HOST = "127.0.0.1"
+GATHER_S = 600.0  # ours all come, however slow this machine
 RESTARTS = 3  # of one device that dies
 PATIENCE_S = 15.0  # seconds that processes have to end by themselves
 
@@ -113,7 +114,7 @@ class Deployment:
         try:
             cloud = self._start(wire.CLOUD, "cloud", f"--kit={self._cloud_kit.folder}",
                                 f"--workdir={self._workdir}", f"--listen={self._address}",
-                                "--events", stdout=subprocess.PIPE)
+                                "--events", f"--gather={GATHER_S}", stdout=subprocess.PIPE)
             assert cloud.stdout is not None
             threading.Thread(target=self._read, args=(cloud.stdout,), daemon=True).start()
             for name in self._kits:
@@ -170,7 +171,8 @@ class Deployment:
                         stream.close()
 
     def _start_edge(self, name: str) -> None:
-        self._start(name, "edge", f"--kit={self._kits[name].folder}", f"--connect={self._address}")
+        self._start(name, "edge", f"--kit={self._kits[name].folder}", f"--connect={self._address}",
+                    f"--turns={self._logs / '.turn'}")
 
     def _start(self, name: str, *words: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
         with open(self._logs / f"{name}.log", "ab") as log:

@@ -24,10 +24,13 @@ from mlecs_jax.deploy import kit as kits
 from mlecs_jax.deploy import nvflare_needed
 from mlecs_jax.deploy.kit import Kit
 from mlecs_jax.deploy.provision import is_loopback
+from mlecs_jax.deploy.wire import Message
 from mlecs_jax.errors import UserError
 
 PATIENCE_S = 20.0  # seconds that an orphan has to end by itself
-OK, FAILED, STOPPED = 0, 1, 130
+GATHER_S = 60.0
+POLL_S = 0.05
+OK, FAILED = 0, 1
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -50,6 +53,8 @@ def cloud_main(argv: list[str]) -> int:
     arguments.add_argument("--workdir", type=Path, help="the run's folder (default: KIT/run)")
     arguments.add_argument("--data", type=Path, help="its share of the data (default: KIT/data)")
     arguments.add_argument("--listen", default="", help="HOST:PORT instead of the kit's")
+    arguments.add_argument("--gather", type=float, default=GATHER_S, metavar="S",
+                           help="seconds to wait for the whole roster before the first round")
     arguments.add_argument("--events", action="store_true", help="events as JSON lines on stdout")
     arguments.add_argument("--attached", action="store_true", help="end when standard input does")
     options = arguments.parse_args(argv[1:])
@@ -57,18 +62,25 @@ def cloud_main(argv: list[str]) -> int:
     workdir = options.workdir or kit.folder / "run"
     with ending_with_parent(options.attached), stopping_on_signals():
         if options.events:
-            run_cloud(kit, workdir, options.data or kit.data, print_event)
+            run_cloud(kit, workdir, options.data or kit.data, print_event, options.gather)
             return OK
         from mlecs_jax.deploy.display import Display
 
         with Display(kit.session(), workdir) as display:
-            summary = run_cloud(kit, workdir, options.data or kit.data, display.event)
+            summary = run_cloud(kit, workdir, options.data or kit.data, display.event,
+                                options.gather)
         display.finish(summary)
     return OK
 
 
-def run_cloud(kit: Kit, workdir: Path, data: Path, on_event: OnEvent) -> dict[str, Any]:
+def run_cloud(
+    kit: Kit, workdir: Path, data: Path, on_event: OnEvent, gather_s: float = GATHER_S
+) -> dict[str, Any]:
     """The cloud of a deployment on the network; returns the run's summary.
+
+    Args:
+      gather_s: seconds that it waits for the whole roster before it begins or resumes; later
+        devices join at the next session.
 
     Raises:
       UserError: see :class:`~mlecs_jax.deploy.cloud.CloudApp` and
@@ -84,8 +96,16 @@ def run_cloud(kit: Kit, workdir: Path, data: Path, on_event: OnEvent) -> dict[st
     emit = fan_out(status.event, on_event)
     transport = NVFlareTransport(kit, session, emit)
     emit("listening", {"address": kit.address})
+
+    def on_app_event(kind: str, values: dict[str, Any]) -> None:
+        emit(kind, values)
+        if kind == "start" and values["complete"] < values["rounds"]:
+            until = time.monotonic() + gather_s
+            while len(transport.names()) < len(session.roster) and time.monotonic() < until:
+                time.sleep(POLL_S)
+
     try:
-        summary = CloudApp(session, transport, workdir, data, emit).run()
+        summary = CloudApp(session, transport, workdir, data, on_app_event).run()
     finally:
         transport.close()
     emit("finished", summary)
@@ -98,25 +118,25 @@ def edge_main(argv: list[str]) -> int:
     arguments.add_argument("--kit", type=Path, required=True, help="its folder of provision's")
     arguments.add_argument("--data", type=Path, help="its share of the data (default: KIT/data)")
     arguments.add_argument("--state", type=Path, help="where it keeps state (default: KIT/state)")
+    arguments.add_argument("--turns", type=Path, metavar="FILE", help="compile one after another "
+                           "with devices that have the same file, so that one compiles for all")
     arguments.add_argument("--connect", default="", help="HOST:PORT instead of the kit's")
     arguments.add_argument("--attached", action="store_true", help="end when standard input does")
     options = arguments.parse_args(argv[1:])
     kit = kits.load(options.kit, cloud=False).at(options.connect)
     session = kit.session()
     session.number(kit.name)
-    with ending_with_parent(options.attached), stopping_on_signals(), claimed(
-            options.state or kit.state) as state:
+    with ending_with_parent(options.attached), stopping_on_signals():
         prepare(kit)
         from mlecs_jax.deploy.edge import EdgeApp
         from mlecs_jax.deploy.nvflare_edge import EdgeLink
 
+        with turn(options.turns):
+            app = EdgeApp(session, kit.name, options.data or kit.data, options.state or kit.state)
         link = EdgeLink(kit, session, lambda line: say(f"{kit.name}: {line}"))
-        try:
-            app = EdgeApp(session, kit.name, options.data or kit.data, state)
+        with contextlib.closing(app), contextlib.closing(link):
             link.connect()
-            link.serve(app.handle)
-        finally:
-            link.close()
+            link.serve(in_turns(app.handle, options.turns))
     say(f"{kit.name}: the run is over")
     return OK
 
@@ -128,9 +148,13 @@ def prepare(kit: Kit) -> None:
                            loopback=is_loopback(kit.host))
     # NVFlare says a lot that is not for people; what matters comes as our own lines.
     logging.getLogger("nvflare").setLevel(logging.CRITICAL)
+    import jax
+
     from mlecs_jax.experiment import use_compilation_cache
 
     use_compilation_cache()
+    # Devices of one machine compile the same small programs: all are worth keeping.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @contextlib.contextmanager
@@ -150,7 +174,7 @@ def stopping_on_signals() -> Iterator[None]:
 def ending_with_parent(attached: bool) -> Iterator[None]:
     """Ends this process when its standard input does, by force if it must."""
     def watch() -> None:
-        while sys.stdin.buffer.read(4096):
+        while os.read(0, 4096):  # not sys.stdin: its lock would be held at exit
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE_S)
@@ -162,24 +186,33 @@ def ending_with_parent(attached: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[Path]:
-    """A device's state folder, for one process at a time.
+def turn(file: Path | None) -> Iterator[None]:
+    """Waits until no other process holds a file, and holds it; None does neither."""
+    if file is None:
+        yield
+        return
+    with open(file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
-    Raises:
-      UserError: another process has it, or it cannot be written.
+
+def in_turns(
+    handle: Callable[[Message], Message], file: Path | None
+) -> Callable[[Message], Message]:
+    """Handles the first message of every kind when it is this process's turn.
+
+    Programs compile then, and the next process finds them in the cache.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another by "
-                        "--state=DIR") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is this device already, in {folder}") from None
-        yield folder
+    seen: set[str] = set()
+
+    def turned(message: Message) -> Message:
+        kind = message.header.kind
+        with turn(None if kind in seen else file):
+            answer = handle(message)
+        seen.add(kind)
+        return answer
+
+    return turned
 
 
 def fan_out(*handlers: OnEvent) -> OnEvent:

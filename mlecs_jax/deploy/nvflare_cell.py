@@ -30,6 +30,7 @@ from nvflare.fuel.f3.cellnet.defs import (
 )
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 from nvflare.fuel.f3.message import Message as Frame
+from nvflare.fuel.f3.stats_pool import StatsPoolManager
 from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, StreamHeaderKey
 
 from mlecs_jax.deploy import wire
@@ -52,7 +53,6 @@ def open_cell(kit: Kit, gate: Gate) -> Cell:
     credentials = {DriverParams.CA_CERT.value: str(kit.root), end[0].value: str(kit.certificate),
                    end[1].value: str(kit.key)}
     name = SERVER if cloud else kit.name
-    CoreCell.ALL_CELLS.pop(name, None)  # of a closed cell: NVFlare keeps them
     cell = Cell(fqcn=name, root_url=f"grpc://{kit.address}", secure=True, credentials=credentials,
                 auth_identity_map={SERVER: SERVER})
     cell.core_cell.add_incoming_filter("*", "*", gate.check)
@@ -62,7 +62,10 @@ def open_cell(kit: Kit, gate: Gate) -> Cell:
 def close_cell(cell: Cell) -> None:
     """Says goodbye and lets go of the network."""
     cell.stop()
-    CoreCell.ALL_CELLS.pop(cell.core_cell.get_fqcn(), None)
+    name = cell.core_cell.get_fqcn()  # which NVFlare would not give out again in this process
+    CoreCell.ALL_CELLS.pop(name, None)
+    for pool in [pool for pool in StatsPoolManager.pools if pool.endswith(f"@{name}")]:
+        StatsPoolManager.delete_pool(pool)
 
 
 @dataclasses.dataclass

@@ -40,7 +40,8 @@ class EdgeLink:
         self._kit, self._session, self._on_event = kit, session, on_event
         self._work: queue.SimpleQueue[_Job | BaseException | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
-        self._lost, self._stopped = threading.Event(), threading.Event()
+        self._greeted, self._stopped = threading.Event(), threading.Event()
+        self._lost = threading.Event()
         self._cell: Any = None
 
     def connect(self) -> None:
@@ -139,6 +140,7 @@ class EdgeLink:
                 pass
             nvflare_cell.asked(self._cell, SERVER, HELLO,
                                msgpack.packb({"run": self._session.run}), HELLO_S)
+            self._greeted.set()
             self._on_event(f"connected to {self._kit.address}")
         except PermissionError as error:
             self._work.put(UserError(f"the cloud at {self._kit.address} refuses: {error}"))
@@ -147,7 +149,8 @@ class EdgeLink:
 
     def _on_lost(self) -> None:
         self._lost.set()
-        if not self._stopped.is_set():
+        if self._greeted.is_set() and not self._stopped.is_set():
+            self._greeted.clear()
             self._on_event("connection lost; trying again")
 
 

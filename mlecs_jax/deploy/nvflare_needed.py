@@ -25,6 +25,6 @@ def prepare(*, limit_bytes: int, loopback: bool) -> None:
     check()
     os.environ["NVFLARE_STREAMING_MAX_BLOB_SIZE"] = str(limit_bytes)
     os.environ["NVFLARE_ALLOW_ADHOC_CONNS"] = "false"  # devices speak with the cloud alone
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # refused handshakes are reported by us
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # refused handshakes are reported by us
     if loopback:
         os.environ["no_grpc_proxy"] = "127.0.0.1,localhost"

@@ -1,12 +1,15 @@
-"""A process that answers the cloud with what it was sent: ``python -m tests.deploy.echo_edge KIT``.
+"""Devices that send back what they are sent, some of them with bad intentions, in one process:
+``python -m tests.deploy.echo_edge KIT[,WORD…] …``.
 
-Words after the kit change what it does: ``slow=S`` sleeps before it answers, ``fail`` raises,
-``as=NAME`` claims another name than its certificate's, ``from=NAME`` sends frames with a forged
-sender, ``run=ID`` says hello for another session.
+Words: ``slow=S`` sleeps before every answer, ``fail`` raises, ``as=NAME`` claims another name than
+its certificate's, ``from=NAME`` says in every frame that it comes from somebody else, ``run=ID``
+greets for another session. Prints what each device has to say, with its kit's name before it.
 """
 
 import dataclasses
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,51 +19,68 @@ from mlecs_jax.deploy.wire import Message
 from mlecs_jax.errors import UserError
 
 
-def main(folder: str, *words: str) -> int:
-    options = dict(word.partition("=")[::2] for word in words)
+def main(devices: list[str]) -> None:
+    nvflare_needed.prepare(limit_bytes=1 << 26, loopback=True)
+    threads = [threading.Thread(target=run, args=device.split(",")) for device in devices]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.stdout.flush()
+    os._exit(0)  # cells that could never connect keep trying
+
+
+def run(folder: str, *words: str) -> None:
+    """One device, until the cloud says that it is over or refuses it."""
+    from mlecs_jax.deploy.nvflare_edge import EdgeLink
+
+    options: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        options[key] = value
     kit = kits.load(Path(folder), cloud=False)
     session = kit.session()
-    nvflare_needed.prepare(limit_bytes=session.limits.limit_bytes, loopback=True)
-    from mlecs_jax.deploy.nvflare_edge import EdgeLink
+
+    def say(line: str) -> None:
+        print(f"{Path(folder).name}: {line}", flush=True)
 
     if "as" in options:
         kit = dataclasses.replace(kit, name=options["as"])
     if "run" in options:
         session = dataclasses.replace(session, run=options["run"])
     if "from" in options:
-        forge(options["from"])
+        forge(kit.name, options["from"])
 
     def handle(message: Message) -> Message:
-        time.sleep(float(options.get("slow", 0)))
+        time.sleep(float(options.get("slow", "0")))
         if "fail" in options:
             raise ValueError("out of order")
         return Message(dataclasses.replace(message.header, sender=kit.name), message.arrays)
 
-    link = EdgeLink(kit, session, lambda line: print(line, flush=True))
+    link = EdgeLink(kit, session, say)
     try:
         link.connect()
         link.serve(handle)
+        say("the run is over")
     except UserError as error:
-        print(f"error: {error}", flush=True)
-        return 2
-    finally:
-        link.close()
-    return 0
+        say(f"error: {error}")
+    link.close()
 
 
-def forge(name: str) -> None:
-    """Makes every frame of this process say that it comes from somebody else."""
+def forge(name: str, other: str) -> None:
+    """Makes every frame of one cell say that it comes from another."""
     from nvflare.fuel.f3.cellnet.core_cell import CoreCell
     from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 
     send = CoreCell._send_to_endpoint
 
     def forged(self, to_endpoint, message):
-        message.set_header(MessageHeaderKey.ORIGIN, name)
+        if self.my_info.fqcn == name:
+            message.set_header(MessageHeaderKey.ORIGIN, other)
         return send(self, to_endpoint, message)
 
     CoreCell._send_to_endpoint = forged
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(sys.argv[1:])
