@@ -185,9 +185,8 @@ class Group:
                                 "the last complete round", 130)
         elif isinstance(error, SystemExit):
             return
-        # A collective may break because a process is gone: whoever misses it says so first.
-        if _of_runtime(error):
-            time.sleep(LOST_AFTER + 5)
+        # A collective breaks in many ways where a process is gone: who misses it ends us meanwhile.
+        time.sleep(LOST_AFTER + 5)
         traceback.print_exc()
         self._watch.end_all(f"{type(error).__name__}: {_first_line(error)}", "", FAILED)
 
@@ -276,12 +275,6 @@ def join(launch: Launch) -> Group:
 def named(processes: Sequence[int], count: int) -> str:
     """``process 1 of 4``, ``processes 1, 2 of 4``."""
     return f"process{'es' * (len(processes) > 1)} {', '.join(map(str, processes))} of {count}"
-
-
-def _of_runtime(error: BaseException) -> bool:
-    import jax
-
-    return isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Num
 
 Tree = Any
 Outline = tuple[tuple[tuple[int, ...], np.dtype], ...]
@@ -180,7 +180,7 @@ def _packer(sharding: NamedSharding):
 
 @functools.lru_cache(256)
 def _unpacker(outline: Outline, shardings: tuple[NamedSharding, ...]):
-    def cut(bits: UInt32[Array, " n"]):
+    def cut(bits: Num[Array, " n"]):
         ends = np.cumsum([0, *(_words(*each) for each in outline)])
         return tuple(_value(bits[start:end], shape, dtype) for start, end, (shape, dtype)
                      in zip(ends[:-1], ends[1:], outline, strict=True))
@@ -203,14 +203,14 @@ def _word(dtype: np.dtype) -> np.dtype:
     return np.dtype(f"uint{8 * min(dtype.itemsize, 4)}")
 
 
-def _bits(x: Array) -> UInt32[Array, " n"]:
+def _bits(x: Array) -> Num[Array, " n"]:
     if x.dtype.kind == "b":
         return x.reshape(-1).astype(jnp.uint32)
     seen = jax.lax.bitcast_convert_type(x, _word(np.dtype(x.dtype)))
     return seen.reshape(-1).astype(jnp.uint32)
 
 
-def _value(bits: UInt32[Array, " n"], shape: tuple[int, ...], dtype: np.dtype) -> Array:
+def _value(bits: Num[Array, " n"], shape: tuple[int, ...], dtype: np.dtype) -> Array:
     if dtype.kind == "b":
         return bits.reshape(shape).astype(bool)
     seen = bits.astype(_word(dtype))

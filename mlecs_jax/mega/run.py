@@ -38,8 +38,8 @@ def main(config: MegaConfig, folder: Path, group: Group = ALONE) -> None:
 
     summary = experiment.run(config, folder, on_start=start, on_version=version,
                              group=group)
-    for words, group in (("global", "server"), ("personalised", "client")):
-        scores = summary[group]
+    for words, part in (("global", "server"), ("personalised", "client")):
+        scores = summary[part]
         console.print(f"{words:>12}: test MAE {scores['mae']:.3f}, Acc2 non0 "
                       f"{_percent(scores['acc2_non0'])}, Acc7 {_percent(scores['acc7'])} "
                       f"({summary['data_source']} data)")
