@@ -108,6 +108,7 @@ class Setting:
         """What a compiled program may know of this setting: everything but data and seeds."""
         config = dataclasses.replace(
             self.config, seed=0, data=dataclasses.replace(self.config.data, split="frame"),
+            aggregation=None, privacy=None,  # between programs, not in them
             partition=dataclasses.replace(self.config.partition, seed=0, rho=1.0))
         return Outline(config, self.slm, self.llm, self.answer_ids)
 
