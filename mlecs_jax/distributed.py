@@ -119,14 +119,23 @@ class Group:
                             f"{patience:.0f} s; see what its terminal says")
         return found
 
-    def agree(self, what: str, value: str) -> None:
-        """Checks that all processes have the same value.
+    def agree(self, what: str, look: Callable[[], str], patience: float = 0.0) -> None:
+        """Checks that all processes see the same.
+
+        Args:
+          what: is seen, for messages.
+          look: what this process sees now.
+          patience: seconds for it to become what process 0 sees; shared file systems lag behind.
 
         Raises:
           UserError: they do not; names who differs from process 0.
         """
-        values = self.gather(what, value)
-        other = [i for i, found in enumerate(values) if found != values[0]]
+        first = self.shared(what, look)
+        deadline = time.monotonic() + patience
+        while (found := look()) != first and time.monotonic() < deadline:
+            time.sleep(0.2)
+        values = self.gather(what, "" if found == first else "other")
+        other = [i for i, found in enumerate(values) if found]
         if other:
             raise UserError(f"{named(other, self.count)} has another {what} than process 0; start "
                             "all processes with the same command on the same files")

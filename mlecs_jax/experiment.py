@@ -62,11 +62,11 @@ def run(
     method = methods.build(setting)
     identity = dataclasses.asdict(config) | {
         "samples": runlog.data_identity(setting.federation.samples)}
-    group.agree("configuration or dataset", json.dumps(identity, sort_keys=True))
+    group.agree("configuration or dataset", lambda: json.dumps(identity, sort_keys=True))
     with contextlib.ExitStack() as stack:
         log = group.led("workdir", lambda: stack.enter_context(
             contextlib.closing(runlog.RunLog(workdir, identity))))
-        group.agree("workdir", runlog.stamp(workdir))
+        group.agree("workdir", lambda: runlog.stamp(workdir), runlog.SEEN_WITHIN)
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(workdir / "checkpoints", group)))
         everywhere, key = setting.topology.everywhere, jax.random.key(config.seed)

@@ -21,6 +21,7 @@ from mlecs_jax.errors import UserError
 KEPT = 2  # rounds of metrics a kill, or a torn checkpoint, may leave unconfirmed
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SAMPLES = "samples.jsonl"
+SEEN_WITHIN = 60.0  # s until other hosts see what was written on a shared file system
 
 
 class RunLog:

@@ -171,9 +171,12 @@ class Topology:
         found: dict[Mesh, list[int]] = {}
         for i, leaf in enumerate(leaves):
             if transfers.is_placed(leaf):
-                on = next(mesh for mesh in (self.edge, self.cloud)
-                          if leaf.sharding.device_set == set(mesh.devices.flat))
-                found.setdefault(on, []).append(i)
+                on = [mesh for mesh in (self.edge, self.cloud)
+                      if leaf.sharding.device_set == set(mesh.devices.flat)]
+                if not on:
+                    raise ValueError(f"an array on {leaf.sharding} is neither on the edge "
+                                     f"{self.edge} nor on the cloud {self.cloud}")
+                found.setdefault(on[0], []).append(i)
         return found
 
 

@@ -69,8 +69,18 @@ def test_an_error_of_the_first_is_everyones():
 
 
 def test_who_has_something_else_is_named():
-    found = together(3, lambda group: group.agree("seed", "1" if group.index == 1 else "0"))
+    found = together(3, lambda group: group.agree(
+        "seed", lambda: "1" if group.index == 1 else "0"))
     assert all("process 1 of 3 has another seed than process 0" in str(error) for error in found)
+
+
+def test_a_file_system_that_lags_is_waited_for():
+    def act(group):
+        seen = iter(["old", "old", *["new"] * 9]) if group.index else iter(["new"] * 9)
+        group.agree("workdir", lambda: next(seen), 5.0)
+        return "agreed"
+
+    assert together(2, act) == ["agreed", "agreed"]
 
 
 def test_who_does_not_come_is_named():
@@ -85,7 +95,7 @@ def test_who_does_not_come_is_named():
 def test_alone_nothing_is_asked():
     group = Group()
     assert group.leads and group.gather("x", "mine") == ["mine"] and not group.stops()
-    group.agree("x", "y")
+    group.agree("x", lambda: "y")
     assert group.shared("x", lambda: (1, 2)) == (1, 2) and group.led("x", lambda: 3) == 3
 
 
