@@ -10,6 +10,8 @@ executed. Set-up (a virtual environment of its own each, next to this project):
     H200: pip install jax absl-py && pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt
           (all three of one version)
 
+The same environments, with the rest of the project installed, are those of `mlecs_jax.plan`.
+
 Without the plugin it says so and exits with 3.
 """
 
@@ -24,40 +26,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+from mlecs_jax.plan import targets
+
+TARGETS = ("h200", "v5e", "v5p", "v6e")
 MISSING_PLUGIN = 3
 
 
 def prepare(target: str, dump: str) -> None:
     """Environment that must stand before jax is imported."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    targets.prepare()
     if target == "h200":
         os.environ["XLA_FLAGS"] = f"--xla_dump_to={dump} --xla_dump_hlo_as_text=false"
-    else:
-        os.environ |= {
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_WORKER_ID": "0",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is opened, only compiled for
-        }
 
 
 def device(target: str) -> Any:
-    """A device of the target, to compile for; ImportError or RuntimeError without the plugin."""
-    from jax.experimental import topologies
-
-    if target != "h200":
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=TOPOLOGIES[target]
-        ).devices[0]
-    import jax_plugins.xla_cuda12  # noqa: F401  (its absence is the error wanted)
-
-    config = (Path(__file__).parent / "h200_gpu_target_config.txt").read_text()
-    return topologies.get_topology_desc(
-        platform="cuda", topology_name="h200", topology="1x1x1", target_config=config
-    ).devices[0]
+    """A device of the target, to compile for; NoCompiler without the plugin."""
+    return targets.devices(targets.parse(target))[0]
 
 
 class Program(NamedTuple):
@@ -262,7 +246,7 @@ def compile_one(program: Program, where: Any, target: str, dump: Path) -> dict[s
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--target", required=True, choices=["h200", *TOPOLOGIES])
+    parser.add_argument("--target", required=True, choices=TARGETS)
     parser.add_argument("--ops", default=",".join(OPS), help="comma-separated")
     parser.add_argument("--only", default="", help="op, implementation, shape or dtype to hold")
     parser.add_argument("--json", type=Path, help="where to write the rows")
@@ -271,7 +255,7 @@ def main() -> int:
         prepare(options.target, dump)
         try:
             where = device(options.target)
-        except (ImportError, RuntimeError, ValueError) as error:
+        except targets.NoCompiler as error:
             print(f"no compiler for {options.target} here ({error}): see the set-up in --help")
             return MISSING_PLUGIN
         rows = []

@@ -127,7 +127,8 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.privacy.delta = 1e-5  # of the (epsilon, delta) that is told
 
     config.topology = ConfigDict()
-    config.topology.cloud_devices = 1  # accelerators of the cloud, where there are several
+    # Accelerators of the cloud, where there are several; 0: all, which then serve devices in turn.
+    config.topology.cloud_devices = 1
 
     config.eval = ConfigDict()
     config.eval.ceiling_steps = 0  # of offline single-modality classifiers; 0: none, 1280 settles
@@ -161,3 +162,5 @@ def _literal(config: ConfigDict) -> None:
     config.train.learning_rate = 2e-4
     config.train.final_rate_fraction = 1.0
     config.clients.chunk = 8
+    config.clients.backend = "shard_map"  # devices spread over the accelerators there are
+    config.topology.cloud_devices = 0  # and the cloud's models split over all of them, in turn

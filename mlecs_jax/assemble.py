@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mlecs_jax import backbones
 from mlecs_jax import federation as federations
@@ -65,7 +66,8 @@ def from_samples(
         config=config, federation=federation, topology=topology,
         cohorts=tuple(_cohort(federation, topology, clients, widen(slm, widths))
                       for clients, widths in groups),
-        slm=slm, llm=llm, tokenizer=tokenizer, answer_ids=() if samples.labels is None
+        slm=on_mesh(slm, topology.cloud), llm=on_mesh(llm, topology.cloud), tokenizer=tokenizer,
+        answer_ids=() if samples.labels is None
         else text.answer_ids(len(samples.class_names), tokenizer),
         edge=topology.to_edge(shared | {
             "slm": slm_backbone,
@@ -133,6 +135,13 @@ def model(
         prompt=prompt,
         lora_targets=tuple(targets.split(",")) if targets else shape.lora_targets,
         lora_rank=lora.rank)
+
+
+def on_mesh(model: MultimodalModel, mesh: Mesh) -> MultimodalModel:
+    """A model whose backbone is split over a mesh (:mod:`mlecs_jax.sharding`); of one chip, whole.
+    """
+    return model if mesh.size == 1 else dataclasses.replace(
+        model, decoder=model.decoder.clone(mesh=mesh))
 
 
 def widen(base: MultimodalModel, widths: dict[str, int]) -> MultimodalModel:

@@ -67,10 +67,10 @@ def initial_slm(setting: Setting, key: jax.Array) -> Params:
 
 
 def initial_llm(setting: Setting, key: jax.Array) -> Params:
-    """The server's LLM as every method begins."""
+    """The server's LLM as every method begins, split as its backbone is."""
     llm_key, _, _ = jax.random.split(key, 3)
     llm = setting.llm.init(llm_key, setting.cloud["llm"], setting.example_inputs())
-    return setting.topology.to_cloud(llm)
+    return setting.topology.to_cloud(llm, split=True)
 
 
 def initial_devices(setting: Setting, key: jax.Array, lora: Lora) -> tuple[Params, ...]:

@@ -115,6 +115,14 @@ def constrain(x: jax.Array, mesh: Mesh | None, *axes: Axes) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
+def constrain_tree(tree: Tree, mesh: Mesh | None, rules: Rules = RULES) -> Tree:
+    """Leaves split by the rules, as :func:`tree_shardings` places them; for what a program returns,
+    so that its next call finds them where this one did."""
+    if mesh is None or mesh.size == 1:
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, tree_shardings(tree, mesh, rules))
+
+
 def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
     for pattern, axes in rules:
         if re.search(pattern, path):

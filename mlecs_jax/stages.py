@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mlecs_jax import losses
+from mlecs_jax import losses, sharding
 from mlecs_jax.answers import map_rows
 from mlecs_jax.federation import Rows, exists, gather, has_label
 from mlecs_jax.lora import Params
@@ -130,8 +130,10 @@ def lone_stage(setting: Outline, model: MultimodalModel, shared, params: Params,
         weights = shared["weights"]
         return weights["lm"] * lm + weights["distil"] * distil, {"lm": lm, "distil": distil}
 
-    return fit(loss, params, batch_at, shared["steps"], shared["rates"], steps_key,
-               transform=optimiser(setting.config.train.clip))
+    params, diagnostics = fit(
+        loss, params, batch_at, shared["steps"], shared["rates"], steps_key,
+        transform=optimiser(setting.config.train.clip))
+    return sharding.constrain_tree(params, model.decoder.mesh), diagnostics
 
 
 def fuse_public(llm: MultimodalModel, cloud, params: Params):
@@ -196,8 +198,10 @@ def se_ccl_stage(setting: Outline, shared, server: dict[str, Params], key: jax.A
         weighted = (weights[name] * term for name, term in terms.items())
         return functools.reduce(jnp.add, weighted), terms
 
-    return fit(loss, server, batch_at, shared["steps"], shared["rates"], steps_key,
-               transform=per_learner(optimiser(options.train.clip)))
+    server, diagnostics = fit(
+        loss, server, batch_at, shared["steps"], shared["rates"], steps_key,
+        transform=per_learner(optimiser(options.train.clip)))
+    return sharding.constrain_tree(server, setting.llm.decoder.mesh), diagnostics
 
 
 def negatives(batch: Batch, usable: jax.Array, rule: str) -> jax.Array:

@@ -86,9 +86,9 @@ class Topology:
     ) -> Topology:
         """Grows the tree and splits the machine's devices between its root and the rest.
 
-        The last ``cloud_devices`` go to the cloud; of the others the edge takes the largest number
-        that divides the leaves of one parent, so that every edge device holds equally many of
-        them. A single device serves all tiers.
+        The last ``cloud_devices`` go to the cloud (0: both tiers use all, in turn); of the others
+        the edge takes the largest number that divides the leaves of one parent, so that every
+        edge device holds equally many of them. A single device serves all tiers.
 
         Args:
           fan_out: children per node of each tier, see :func:`grow`; a number is one tier.
@@ -101,13 +101,14 @@ class Topology:
         devices = list(jax.devices() if devices is None else devices)
         if len(devices) == 1:
             return cls(_edge_mesh(devices), sharding.make_mesh(devices), root)
-        if not 0 < cloud_devices < len(devices):
+        if not 0 <= cloud_devices < len(devices):
             raise UserError(f"topology.cloud_devices is {cloud_devices} of {len(devices)} devices; "
-                            f"give 1 to {len(devices) - 1}, so that both tiers have one")
+                            f"give 1 to {len(devices) - 1}, so that both tiers have one, or 0: "
+                            "both on all, in turn")
         edge = devices[:len(devices) - cloud_devices]
+        cloud = devices[-cloud_devices:] if cloud_devices else devices
         size = max(n for n in range(1, len(edge) + 1) if fan_out[-1] % n == 0)
-        return cls(_edge_mesh(edge[:size]),
-                   sharding.make_mesh(devices[len(devices) - cloud_devices:]), root)
+        return cls(_edge_mesh(edge[:size]), sharding.make_mesh(cloud), root)
 
     @property
     def disjoint(self) -> bool:

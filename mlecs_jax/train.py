@@ -15,13 +15,25 @@ Tree = Any
 LossFn = Callable[[Tree, Tree, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
 
 
+FLAT_BELOW = 2**22  # scalars
+
+
 def optimiser(clip: float = 1.0) -> optax.GradientTransformation:
     """Global-norm clipping, then Adam's direction; the caller scales it by its rates.
 
     Works on one flat vector: a tree of many small leaves would cost more to compile and dispatch
-    than to compute.
+    than to compute. Trees of :data:`FLAT_BELOW` scalars and more keep their leaves: joining them
+    would cost memory, and undo the sharding of each.
     """
-    return optax.flatten(optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam()))
+    rule = optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam())
+    flat = optax.flatten(rule)
+
+    def of(tree: Tree) -> optax.GradientTransformation:
+        return flat if sum(x.size for x in jax.tree.leaves(tree)) < FLAT_BELOW else rule
+
+    return optax.GradientTransformation(
+        lambda params: of(params).init(params),
+        lambda updates, state, params=None: of(updates).update(updates, state, params))
 
 
 def per_learner(transform: optax.GradientTransformation) -> optax.GradientTransformation:

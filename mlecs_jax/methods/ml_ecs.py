@@ -143,7 +143,7 @@ def cloud_part(setting: Setting) -> CloudPart:
     predict = Predictor(setting)
 
     def init(key: jax.Array) -> Params:
-        slm = setting.topology.to_cloud(rounds.initial_slm(setting, key))
+        slm = setting.topology.to_cloud(rounds.initial_slm(setting, key), split=True)
         return {"llm": rounds.initial_llm(setting, key), "slm": slm}
 
     def speak(server: Params) -> dict[str, Any]:
