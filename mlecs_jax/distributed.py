@@ -14,10 +14,12 @@ import dataclasses
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from mlecs_jax import roll_call
 from mlecs_jax.errors import UserError
+from mlecs_jax.roll_call import named
 from mlecs_jax.watch import LOST_AFTER, Board, CoordinatorBoard, Watch, said_on_abort
 
 T = TypeVar("T")
@@ -257,6 +259,8 @@ def join(launch: Launch) -> Group:
     Raises:
       UserError: no cluster is known, or it cannot be joined.
     """
+    if launch.coordinator and launch.processes is not None and launch.process is not None:
+        roll_call.hold(launch.coordinator, launch.processes, launch.process, START_PATIENCE)
     import jax
 
     from mlecs_jax import transfers
@@ -279,11 +283,6 @@ def join(launch: Launch) -> Group:
         return Group()
     transfers.spare_absent_programs()
     return Group(CoordinatorBoard(), jax.process_index(), jax.process_count())
-
-
-def named(processes: Sequence[int], count: int) -> str:
-    """``process 1 of 4``, ``processes 1, 2 of 4``."""
-    return f"process{'es' * (len(processes) > 1)} {', '.join(map(str, processes))} of {count}"
 
 
 def _first_line(error: BaseException) -> str:
