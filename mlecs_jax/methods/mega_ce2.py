@@ -31,6 +31,7 @@ from flax import struct
 from mlecs_jax import aggregate, channel, train
 from mlecs_jax.mega import clock
 from mlecs_jax.mega.clock import Arrival, Report
+from mlecs_jax.mega.config import MegaConfig
 from mlecs_jax.mega.federation import Padded
 from mlecs_jax.mega.setting import MegaSetting
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
@@ -76,19 +77,31 @@ class MegaMethod(Method):
     personalise: Callable[[Params, jax.Array], tuple[Adapters, Predictions]]
 
 
+@dataclasses.dataclass(frozen=True)
+class EdgePart:
+    """What edges and their ends do; needs nothing of the cloud but the version they requested.
+
+    Attributes:
+      train: ``(models [k, …], reports, rates [k], key) → (models [k, …], diagnostics)``: the
+        versions that k edges received, trained by their ends and averaged.
+      counts: training segments of every edge, n_i.
+    """
+
+    train: Callable[..., tuple[Params, Any]]
+    counts: jax.Array
+
+
 def build(setting: MegaSetting) -> MegaMethod:
     """The three-tier method over a setting."""
-    config, topology, federation = setting.config, setting.topology, setting.federation
-    num_edges, num_ends = config.partition.edges, config.partition.ends
+    config, topology = setting.config, setting.topology
+    num_edges = config.partition.edges
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
                             setting.model.init(jax.random.key(0), setting.example()))
     timing = setting.timing(upload(template, np.int32(0), template))
     arrivals = setting.schedule(timing)
     staleness = clock.staleness(arrivals, num_edges)
-    counts = jnp.asarray(federation.edges.counts)
-    steps = setting.steps()
-    together = max(1, config.clients.chunk // num_ends)  # edges whose ends train at once
-    train_ends = setting.for_each_client(functools.partial(train_end, setting))
+    edge = edge_part(setting)
+    together = max(1, config.clients.chunk // config.partition.ends)  # edges that train at once
     predict = Predictor(setting)
 
     def init(key: jax.Array) -> State:
@@ -99,22 +112,10 @@ def build(setting: MegaSetting) -> MegaMethod:
                      last=topology.to_cloud(stacked), best=topology.to_cloud(best))
 
     def train_edges(state: State, reports: Sequence[Report], key: jax.Array):
-        """The new models of some edges and what their ends say of the training."""
+        """1–3. The new models of some edges and what their ends say of the training."""
         edges = np.array([report.edge for report in reports])
-        ends = (edges[:, None] * num_ends + np.arange(num_ends)).ravel()
-        # 1. Every end has the version that its edge requested.
-        models = topology.to_edge(_broadcast(state.received, edges, num_ends), per_client=True)
-        # 2. Ends train.
-        own = rows_of(federation.ends, ends) | {
-            "steps": steps[ends],
-            "rate": np.repeat([_rate(setting, arrivals, report.began) for report in reports],
-                              num_ends).astype(np.float32),
-            "key": end_keys(key, np.repeat([report.cycle for report in reports], num_ends), ends)}
-        models, diagnostics = train_ends(
-            setting.segments, models, topology.to_edge(own, per_client=True))
-        # 3. Edges average their ends ∝ n.
-        parents = np.repeat(np.arange(len(edges)), num_ends)
-        return _group_mean(models, own["count"], parents, len(edges)), diagnostics
+        rates = [_rate(setting, arrivals, report.began) for report in reports]
+        return edge.train(_of(state.received, edges), reports, rates, key)
 
     def round(state: State, r: int, key: jax.Array) -> tuple[State, Diagnostics]:
         arrival = arrivals[r]
@@ -124,12 +125,11 @@ def build(setting: MegaSetting) -> MegaMethod:
                  for i in range(0, len(edges), together)]
         models, diagnostics = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
         # 4. Upload.
-        messages = topology.to_cloud(upload(models, counts[edges], template))
+        messages = topology.to_cloud(upload(models, edge.counts[edges], template))
         # 5. Eq. 4 over the last model of every edge.
-        last = _replace(state.last, edges, messages["model"])
         weights = aggregate.staleness_weights(
-            counts, jnp.asarray(staleness[r]), config.method.staleness_exponent)
-        cloud = _weighted_mean(last, topology.to_cloud(weights))
+            edge.counts, jnp.asarray(staleness[r]), config.method.staleness_exponent)
+        cloud, last = take_in(state.last, edges, messages["model"], topology.to_cloud(weights))
         # 6. Download.
         received = _replace(state.received, edges, topology.to_edge(
             _broadcast_one(cloud, len(edges))))
@@ -154,6 +154,46 @@ def build(setting: MegaSetting) -> MegaMethod:
     return MegaMethod(init=init, round=round, evaluate=evaluate, communication=communication,
                       arrivals=arrivals, keep_best=keep_best,
                       personalise=personaliser(setting, predict))
+
+
+def edge_part(setting: MegaSetting) -> EdgePart:
+    """The edges of :func:`build`: all of them in a simulation, in a deployment each in its own
+    process."""
+    topology, federation, num_ends = (
+        setting.topology, setting.federation, setting.config.partition.ends)
+    steps, train_ends = setting.steps(), setting.for_each_client(
+        functools.partial(train_end, setting))
+
+    def train(models: Params, reports: Sequence[Report], rates: Sequence[float], key: jax.Array):
+        edges = np.array([report.edge for report in reports])
+        ends = (edges[:, None] * num_ends + np.arange(num_ends)).ravel()
+        # 1. Every end has the version that its edge requested.
+        models = topology.to_edge(_copies(models, num_ends), per_client=True)
+        # 2. Ends train.
+        own = rows_of(federation.ends, ends) | {
+            "steps": steps[ends], "rate": np.repeat(rates, num_ends).astype(np.float32),
+            "key": end_keys(key, np.repeat([report.cycle for report in reports], num_ends), ends)}
+        models, diagnostics = train_ends(
+            setting.segments, models, topology.to_edge(own, per_client=True))
+        # 3. Edges average their ends ∝ n.
+        parents = np.repeat(np.arange(len(edges)), num_ends)
+        return _group_mean(models, own["count"], parents, len(edges)), diagnostics
+
+    return EdgePart(train, jnp.asarray(federation.edges.counts))
+
+
+def take_in(
+    last: Params, edges: np.ndarray, models: Params, weights: jax.Array
+) -> tuple[Params, Params]:
+    """The cloud's part of a version: ``(w_g, last model of every edge)``, Eq. 4.
+
+    Args:
+      last: the last model of every edge before, ``[E, …]``.
+      edges: who reports, and ``models``, what.
+      weights: α_i (:func:`mlecs_jax.aggregate.staleness_weights`).
+    """
+    last = _replace(last, edges, models)
+    return _weighted_mean(last, weights), last
 
 
 def train_end(setting: MegaSetting, segments: Any, model: Params, own: Mapping[str, Any]):
@@ -310,8 +350,12 @@ def end_keys(key: jax.Array, cycles: np.ndarray, nodes: np.ndarray) -> jax.Array
 
 def _rate(setting: MegaSetting, arrivals: list[Arrival], began: float) -> float:
     """Learning rate of a cycle: linear in simulated time, from its start to the run's end."""
-    options = setting.config.train
-    share = began / arrivals[-1].time
+    return learning_rate(setting.config, began / arrivals[-1].time)
+
+
+def learning_rate(config: MegaConfig, share: float) -> float:
+    """Learning rate of a cycle that begins when ``share`` of the run is over; linear."""
+    options = config.train
     return options.learning_rate * (1.0 - (1.0 - options.final_rate_fraction) * share)
 
 
@@ -319,10 +363,16 @@ def _take(segments: Any, rows: Any) -> Any:
     return jax.tree.map(lambda x: x[rows], segments)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _broadcast(models: Params, edges: jax.Array, copies: int) -> Params:
-    """The models of some edges, each as often as the edge has ends."""
-    return jax.tree.map(lambda x: jnp.repeat(x[edges], copies, axis=0), models)
+@jax.jit
+def _of(models: Params, edges: jax.Array) -> Params:
+    """The models of some edges."""
+    return jax.tree.map(lambda x: x[edges], models)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _copies(models: Params, copies: int) -> Params:
+    """Stacked models, each as often as its edge has ends."""
+    return jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), models)
 
 
 @functools.partial(jax.jit, static_argnums=1)
