@@ -14,13 +14,15 @@ USAGE = """usage: python -m mlecs_jax.deploy COMMAND …
   cloud      the cloud of a deployment
   edge       one device
   status     what a deployment is doing
-  drill      what goes wrong, and what it costs
+  drill      what goes wrong, and what it costs, in one process
+  outages    the same with real processes that die and hang
 
 COMMAND --help says more."""
 
 COMMANDS = {"local": ("local", "main"), "provision": ("provision", "main"),
             "cloud": ("nodes", "cloud_main"), "edge": ("nodes", "edge_main"),
-            "status": ("status", "main"), "drill": ("drill", "main")}
+            "status": ("status", "main"), "drill": ("drill", "main"),
+            "outages": ("outages", "main")}
 
 
 def main(argv: list[str]) -> int:
