@@ -17,7 +17,7 @@ from mlecs_jax import channel, privacy, runlog, scoring
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.config import Config
 from mlecs_jax.deploy import admission, node, protocol, share
-from mlecs_jax.deploy.crew import Crew, OnEvent
+from mlecs_jax.deploy.crew import Crew, OnEvent, Roll
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.deploy.transport import Transport
 from mlecs_jax.deploy.wire import Message
@@ -92,6 +92,10 @@ class CloudApp:
                 log.append(record)
                 checkpoints.save(r + 1, {"server": server})
                 self._on_event("round", record)
+            if complete == rounds:  # killed between the last round and its summary
+                crew.ready(rounds, channel.pack(self._part.broadcast(server)),
+                           _checked(protocol.facts()))
+                self._evaluated(crew, server, rounds - 1)
             crew.finish(rounds)
             summary = self._summary(crew, server, log.records,
                                     COMPILE_CLOCK.seconds - compiled_before)
@@ -130,12 +134,22 @@ class CloudApp:
             server, self._setting.topology.to_cloud(stacked), r, jax.random.fold_in(self._key, 1))
         on_server = jax.device_get(on_server)
         trained = time.perf_counter()
+        said = self._evaluated(crew, server, r)
+        record = self._record(r, said, on_server, server, crew.roll)
+        return server, record | {"seconds": round(trained - begun, 4),
+                                 "evaluation_seconds": round(time.perf_counter() - trained, 4)}
+
+    def _evaluated(self, crew: Crew, server: Params, r: int) -> dict[str, Message]:
+        """What devices say of themselves after a round; keeps everyone's scores."""
         said = crew.ask("evaluate", r, channel.pack(self._part.broadcast(server)),
                         self._check_metrics)
         answers = jax.device_get({"server": self._part.evaluate(server, r)})
-        record = self._record(r, said, answers, on_server, server, crew.roll)
-        return server, record | {"seconds": round(trained - begun, 4),
-                                 "evaluation_seconds": round(time.perf_counter() - trained, 4)}
+        self._last = {split: self._scores(said, split)
+                      | scoring.score(self._setting, answers, split) for split in protocol.SPLITS}
+        nobody = np.zeros(len(self._setting.federation.modalities), np.int64)
+        self._owned = [(said[name].arrays["readings"] if name in said else nobody) > 0
+                       for name in self._session.roster]
+        return said
 
     def _check_metrics(self, message: Message) -> None:
         samples = self._setting.federation.samples
@@ -143,17 +157,11 @@ class CloudApp:
             self._setting.config, len(samples.class_names), len(samples.modalities)))
 
     def _record(
-        self, r: int, said: Mapping[str, Message], answers: Mapping[str, Any],
-        on_server: dict[str, Any], server: Params, roll: Any,
+        self, r: int, said: Mapping[str, Message], on_server: dict[str, Any], server: Params,
+        roll: Roll,
     ) -> dict[str, Any]:
         """The round's line: a simulation's, and who took part."""
         setting, roster = self._setting, self._session.roster
-        federation = setting.federation
-        self._last = {split: self._scores(said, split)
-                      | scoring.score(setting, answers, split) for split in protocol.SPLITS}
-        nobody = np.zeros(len(federation.modalities), np.int64)
-        self._owned = [(said[name].arrays["readings"] if name in said else nobody) > 0
-                       for name in roster]
         on_devices = {stage: {name: [
             float(said[who].arrays[f"losses/{stage}/{name}"]) if who in said else np.nan
             for who in roster] for name in names}
@@ -161,7 +169,7 @@ class CloudApp:
         traffic = self._communication(server)
         return {
             "round": r, "rounds": setting.config.train.rounds,
-            "data_source": federation.samples.source,
+            "data_source": setting.federation.samples.source,
             "train": {"devices": on_devices,
                       "server": jax.tree.map(lambda x: np.asarray(x).tolist(), on_server)},
             "eval": {split: scoring.round_record(found) for split, found in self._last.items()},

@@ -136,6 +136,17 @@ def test_a_device_that_is_killed_comes_back_where_it_was(provisioned, deployed, 
         assert numbers(ours) == numbers(theirs)
 
 
+def test_a_kill_before_the_summary_loses_nothing(deployed, tmp_path):
+    folder = shutil.copytree(deployed[0], tmp_path / "kit")
+    session = deployed[1]
+    (folder / "run" / "summary.json").unlink()
+    transport = small.MemoryTransport(small.edges(folder, session))
+    summary = small.cloud(folder, session, transport).run()
+    small.close(transport)
+    expected = json.loads((deployed[0] / "run" / "summary.json").read_text())
+    assert numbers(summary) == numbers(expected)
+
+
 def test_a_finished_run_is_not_run_again(deployed):
     folder, session, _ = deployed
     nobody = small.MemoryTransport({})
