@@ -25,8 +25,8 @@ from mlecs_jax.deploy import provision, wire
 from mlecs_jax.deploy.local import Deployment, prepare
 from mlecs_jax.errors import UserError
 
-USAGE = """usage: python -m mlecs_jax.deploy outages --config=NAME [--config.KEY=VALUE …] --workdir=DIR
-                                       [--devices=3] [--deadline=10] [--only=NAME,NAME,…]
+USAGE = """usage: python -m mlecs_jax.deploy outages --config=NAME [--config.KEY=VALUE …]
+         --workdir=DIR [--devices=3] [--deadline=10] [--only=NAME,NAME,…]
 
   --workdir   a folder with one run per outage; finished ones are not repeated
   --deadline  seconds a device has for an answer

@@ -1,0 +1,130 @@
+"""Kits: who gets what, and what is refused before anything is written."""
+
+import json
+
+import pytest
+
+from mlecs_jax.configs import ur_fall
+from mlecs_jax.deploy import __main__ as command
+from mlecs_jax.deploy import kit as kits
+from mlecs_jax.deploy import local, nvflare_needed, provision, share, status
+from mlecs_jax.errors import UserError
+from tests import small
+
+VALUES = ur_fall.get_config("smoke").to_dict()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    pytest.importorskip("nvflare", reason="a deployment needs NVFlare: pip install -e '.[deploy]'")
+    out = tmp_path_factory.mktemp("provision") / "kits"
+    shrunk = [f"--config.{name}={value}" for name, value in small.SHRUNK.items()]
+    assert command.main(["deploy", "provision", "--config=ur_fall:smoke", "--devices=north,south",
+                         f"--out={out}", "--split-dataset", "--deadline=7", *shrunk]) == 0
+    return out
+
+
+def test_everyone_gets_a_folder_of_their_own(written):
+    assert {path.name for path in written.iterdir()} == {"authority", "cloud", "north", "south"}
+    for name, role in (("cloud", "server"), ("north", "client"), ("south", "client")):
+        found = {path.name for path in (written / name).iterdir()}
+        assert found == {"kit.json", "session.json", "rootCA.pem", f"{role}.crt", f"{role}.key",
+                         "data"}
+    keys = list(written.rglob("*.key"))
+    assert len({key.read_bytes() for key in keys}) == 4
+    assert all(key.stat().st_mode & 0o077 == 0 for key in keys)
+
+
+def test_kits_agree_on_one_session(written):
+    sessions = [kits.load(written / name, cloud=name == "cloud").session()
+                for name in ("cloud", "north", "south")]
+    assert sessions[0] == sessions[1] == sessions[2]
+    assert sessions[0].roster == ("north", "south") and sessions[0].limits.deadline_s == 7
+    assert sessions[0].experiment.partition.num_clients == 2
+    rows = [len(share.load(written / name / "data").parts["train"].labels)
+            for name in ("north", "south")]
+    assert sessions[0].train_rows == max(rows)
+
+
+@pytest.mark.parametrize("arguments,message", [
+    (["provision", "--config=ur_fall"], "no folder given"),
+    (["provision", "--config=ur_fall", "--out=x"], "no devices given"),
+    (["provision", "--config=ur_fall", "--out=x", "--devices=2"], "train-rows"),
+    (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--address=here"],
+     "'here' is no address"),
+    (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--deadline=soon"],
+     "--deadline is 'soon'; give a number"),
+    (["cloud", "--kit=x"], "no kit.json in x"), (["cloud"], "--kit"),
+    (["edge", "--kit=x", "--wrong"], "unrecognized arguments: --wrong"),
+    (["status", "--workdir=x"], "no status.json in x"),
+    (["outages", "--config=ur_fall"], "no folder given"),
+    (["locl"], "unknown command 'locl'"),
+    (["local", "--devices=none,cloud"], "'cloud' is no name for a device")])
+def test_bad_commands(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        command.main(["deploy", *arguments])
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["server", "cloud", "localhost", "127.0.0.1", "10.0.0.7", "a.b",
+                                  "cloud.example", "", "-x", "Server"])
+def test_names_that_could_pass_for_another(name):
+    with pytest.raises(UserError, match="is no name for a device"):
+        provision.check_names(["edge-0", name], "cloud.example")
+
+
+def test_a_folder_in_use_is_kept(tmp_path):
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(UserError, match="is not an empty folder"):
+        provision.write(tmp_path, VALUES, ["a"], "127.0.0.1", 1, split=False, train_rows=1)
+
+
+def test_kits_that_are_torn_or_of_another_kind(written, tmp_path):
+    with pytest.raises(UserError, match="is the kit of north; start it by 'edge"):
+        kits.load(written / "north", cloud=True)
+    for name in ("kit.json", "session.json"):
+        (tmp_path / name).write_text("{torn")
+    with pytest.raises(UserError, match="kit.json is damaged"):
+        kits.load(tmp_path, cloud=False)
+    (tmp_path / "kit.json").write_text(json.dumps({"name": "a", "host": "h", "port": 1}))
+    with pytest.raises(UserError, match="rootCA.pem is missing"):
+        kits.load(tmp_path, cloud=False)
+
+
+def test_a_local_folder_is_bound_to_its_configuration(written, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "kits").symlink_to(written)
+    values = kits.load(written / "cloud", cloud=True).session().config
+    assert len(local.prepare(workdir, values, ("north", "south"), {})) == 3
+    for other, names in (({**values, "seed": 5}, ("north", "south")), (values, ("north",))):
+        with pytest.raises(UserError, match="another configuration"):
+            local.prepare(workdir, other, names, {})
+
+
+def test_without_nvflare_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs NVFlare; install it by pip install .*\[deploy\]"):
+        nvflare_needed.check()
+
+
+def test_status_of_a_running_deployment(written, tmp_path, capsys):
+    session = kits.load(written / "cloud", cloud=True).session()
+    watched = status.Status(tmp_path, session)
+    for kind, values in (("listening", {"address": "127.0.0.1:8443"}),
+                         ("start", {"complete": 1, "rounds": 5}),
+                         ("device", {"device": "north", "what": "connected"}),
+                         ("device", {"device": "eve", "what": "refused: not on the roster"}),
+                         ("session", {"count": 2, "members": ["north"], "round": 1}),
+                         ("round", {"round": 1}),
+                         ("fault", {"device": "south", "round": 1, "what": "round: deadline"})):
+        watched.event(kind, values)
+    assert status.main(["status", f"--workdir={tmp_path}"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "stopped; the same command resumes it | round 2/5 | cloud at 127.0.0.1:8443" in shown
+    assert "round 1: round: deadline" in shown
+    assert "stranger eve: refused: not on the roster" in shown
+    (tmp_path / "status.json").write_text("{torn")
+    with pytest.raises(UserError, match="is damaged"):
+        status.main(["status", f"--workdir={tmp_path}"])
