@@ -40,9 +40,17 @@ def build(setting: Setting) -> Method:
         return jax.tree.map(lambda x: x * 0.9 + (head @ head) / 1e3, slm), head.sum()
 
     def init(key):
-        slm = rounds.initial_slm(setting, key)["lora"]
-        return State(devices=rounds.initial_devices(setting, key, slm),
-                     server={"lora": topology.to_cloud(slm)}, broadcast=topology.to_edge(slm))
+        del key
+        rng = np.random.default_rng(setting.config.seed)
+        lora = {name: rng.standard_normal(shape, np.float32)
+                for name, shape in (("a", (6, 2)), ("b", (2, 6)))}
+        names = setting.federation.modalities
+        device = {"lora": lora, "extractor": {name: np.zeros(2, np.float32) for name in names},
+                  "connector": {f"projector_{name}": np.ones(3, np.float32) for name in names}}
+        count = setting.federation.num_clients
+        stacked = jax.tree.map(lambda x: np.stack([x] * count), device)
+        return State(devices=(topology.to_edge(stacked, per_client=True),),
+                     server={"lora": topology.to_cloud(lora)}, broadcast=topology.to_edge(lora))
 
     def round(state, r, key):
         (cohort,), (params,) = setting.cohorts, state.devices
