@@ -115,6 +115,18 @@ def constrain(x: jax.Array, mesh: Mesh | None, *axes: Axes) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
+def gathered(x: jax.Array, path: str, mesh: Mesh | None, rules: Rules = RULES) -> jax.Array:
+    """A frozen weight as a layer uses it: whole over ``fsdp``, still split over ``tensor``.
+
+    Said outright, since XLA would otherwise weigh gathering a layer's weight against gathering the
+    batch, and small batches would lose.
+    """
+    if mesh is None or mesh.size == 1:
+        return x
+    spec = [None if axes == FSDP else axes for axes in _spec(path, x.shape, mesh, rules)]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
 def constrain_tree(tree: Tree, mesh: Mesh | None, rules: Rules = RULES) -> Tree:
     """Leaves split by the rules, as :func:`tree_shardings` places them; for what a program returns,
     so that its next call finds them where this one did."""

@@ -133,6 +133,7 @@ class Attention(nn.Module):
 
     config: DecoderConfig
     lora_config: LoraConfig
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x, positions, keep, cache, *, deterministic: bool):
@@ -160,20 +161,21 @@ class Attention(nn.Module):
             y = attend_cached(q, keys, values, visible)
         y = y.reshape(*y.shape[:-2], c.num_heads * c.head_width)
         name = {"gpt2": "c_proj", "gptj": "out_proj"}.get(c.family, "o_proj")
-        out = Dense(c.width, self.lora_config, c.family == "gpt2" or c.attention_bias, name=name)
+        out = Dense(c.width, self.lora_config, c.family == "gpt2" or c.attention_bias, self.mesh,
+                    name=name)
         return out(y, deterministic=deterministic), kept
 
     def _heads(self, x, deterministic: bool):
         """Queries ``[B, S, N, H]``, keys and values ``[B, S, K, H]``."""
         c = self.config
         if c.family == "gpt2":
-            fused = Dense((3, c.width), self.lora_config, name="c_attn")
+            fused = Dense((3, c.width), self.lora_config, mesh=self.mesh, name="c_attn")
             qkv = fused(x, deterministic=deterministic)
             parts = [qkv[..., i, :] for i in range(3)]
         else:
             bias = c.family == "qwen2" or c.attention_bias
             parts = [
-                Dense(heads * c.head_width, self.lora_config, bias, name=name)(
+                Dense(heads * c.head_width, self.lora_config, bias, self.mesh, name=name)(
                     x, deterministic=deterministic)
                 for name, heads in (("q_proj", c.num_heads), ("k_proj", c.kv_heads),
                                     ("v_proj", c.kv_heads))]
@@ -193,7 +195,7 @@ class Block(nn.Module):
     def __call__(self, x, positions, keep, cache_at, cache):
         c = self.config
         x = sharding.constrain(x, self.mesh, sharding.FSDP)
-        attention = Attention(c, self.lora_config, name="attention")
+        attention = Attention(c, self.lora_config, self.mesh, name="attention")
         h = norm(c, "ln_1")(x)
         attended, kept = attention(h, positions, keep, cache and (*cache, *cache_at),
                                    deterministic=self.deterministic)
@@ -211,7 +213,7 @@ class Block(nn.Module):
         act = ACTIVATIONS[c.activation or ("silu" if c.gated else "gelu_tanh")]
 
         def dense(h, features, name, bias):
-            return Dense(features, self.lora_config, bias, name=f"mlp_{name}")(
+            return Dense(features, self.lora_config, bias, self.mesh, name=f"mlp_{name}")(
                 h, deterministic=self.deterministic)
 
         if c.gated:
@@ -318,7 +320,8 @@ class Decoder(nn.Module):
     def head(self) -> tuple[Float[Array, "V D"], Float[Array, " V"] | None]:
         """Rows of the vocabulary head and its bias, as :mod:`mlecs_jax.kernels.lm_head` takes
         them."""
-        return (self.wte if self.config.tied_head else self.lm_head,
+        name = "wte" if self.config.tied_head else "lm_head"
+        return (sharding.gathered(getattr(self, name), name, self.mesh),
                 self.lm_head_bias if self.config.family == "gptj" else None)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:

@@ -14,8 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from mlecs_jax import sharding
 from mlecs_jax.kernels import shared_lora
 from mlecs_jax.lora import LoraConfig
 
@@ -42,17 +44,20 @@ class Dense(nn.Module):
 
     ``features`` may have several axes: the fused GPT-2 projection is ``[D, 3, D]``, so that a
     tensor-parallel mesh axis never cuts across query, key and value. An adapted layer is frozen.
+    ``mesh`` is what the kernel is split over, if it is.
     """
 
     features: int | tuple[int, ...]
     lora_config: LoraConfig
     use_bias: bool = True
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d_in"], *, deterministic: bool) -> Array:
         features = (self.features,) if isinstance(self.features, int) else self.features
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=0),
                             (x.shape[-1], *features))
+        kernel = sharding.gathered(kernel, f"{'/'.join(self.path)}/kernel", self.mesh)
         bias = self.param("bias", nn.initializers.zeros, features) if self.use_bias else None
         if self.has_variable("lora", "a"):
             a, b = (jnp.asarray(self.get_variable("lora", name), x.dtype) for name in "ab")

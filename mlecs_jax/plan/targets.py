@@ -13,7 +13,7 @@ from typing import Any
 
 from mlecs_jax.errors import UserError
 
-GIB = 2**30
+GIB = 2.0**30
 GOOGLE = "https://docs.cloud.google.com/tpu/docs/{}"
 
 
