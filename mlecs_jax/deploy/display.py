@@ -25,6 +25,10 @@ class Display(Progress):
         self._metric = "f1"  # devices answer with classes; texts are not dealt
         self._begun = self._warned = False
 
+    def __enter__(self) -> Display:
+        super().__enter__()
+        return self
+
     def event(self, kind: str, values: dict[str, Any]) -> None:
         """Shows one event of the cloud or of its transport."""
         if kind == "listening":
