@@ -185,8 +185,8 @@ class CloudApp:
                        for name in self._session.roster] for when in protocol.ANSWERS}
 
     def _communication(self, server: Params) -> dict[str, int]:
-        down = protocol.shapes(self._part.broadcast(server)) | protocol.anchors(
-            self._setting.config, len(self._setting.federation.public.target))
+        down = {**protocol.shapes(self._part.broadcast(server)), **protocol.anchors(
+            self._setting.config, len(self._setting.federation.public.target))}
         return {"uplink": channel.num_bytes(self._part.upload(server)),
                 "downlink": channel.num_bytes(down)}
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mlecs_jax import channel, scoring
@@ -123,7 +124,8 @@ class EdgeApp:
         self._go_back(r)
         received = self._setting.topology.to_edge(channel.unpack(message.arrays))
         # Noise that the cloud could draw itself would hide nothing.
-        noise = jax.random.wrap_key_data(np.frombuffer(secrets.token_bytes(8), np.uint32))
+        noise = jax.random.wrap_key_data(
+            jnp.asarray(np.frombuffer(secrets.token_bytes(8), np.uint32)))
         self._nodes, uploads, diagnostics = self._part.train(
             self._nodes, received, r, jax.random.fold_in(self._key, 1), noise=noise)
         losses = {path: float(values[0]) for path, values in channel.pack(diagnostics).items()}

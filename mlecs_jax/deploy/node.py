@@ -6,6 +6,7 @@ what the cloud's lacks (any device) is simply not there: it is never built.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -120,7 +121,7 @@ def _rows(config: Config, share: Share) -> tuple[dict[str, Rows], Samples, text.
     told = text.targets(samples, tokenizer)
     told = np.where(labels[:, None] >= 0, told, text.PADDING).astype(np.int32)
     ends = np.cumsum([len(rows.target) for rows in bare.values()])[:-1]
-    parts = {name: rows.replace(target=target) for (name, rows), target in
+    parts = {name: dataclasses.replace(rows, target=target) for (name, rows), target in
              zip(bare.items(), np.split(told, ends), strict=True)}
     return parts, samples, tokenizer
 
@@ -157,8 +158,8 @@ def _padded(rows: Rows, length: int) -> Rows:
     count = rows.count
     padded = jax.tree.map(lambda x: np.resize(x, (length, *x.shape[1:]))[None] if len(x)
                           else np.zeros((1, length, *x.shape[1:]), x.dtype),
-                          rows.replace(count=None))
-    return padded.replace(count=np.array([count], np.int32))
+                          dataclasses.replace(rows, count=None))
+    return dataclasses.replace(padded, count=np.array([count], np.int32))
 
 
 def _who(node: int) -> str:

@@ -151,7 +151,7 @@ def split(federation: Federation, *, public_labels: bool) -> tuple[Share, ...]:
     shares = [cloud]
     for j, device in enumerate(dealt.devices):
         owned = np.asarray(federation.owned)[:, j]
-        has = owned.any(axis=0)
+        has = np.asarray(owned.any(axis=0))
         own = np.concatenate([device.val, device.test])
         seen = federation.public.available if federation.public_available is None \
             else federation.public_available[j]

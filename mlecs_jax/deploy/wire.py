@@ -98,7 +98,7 @@ def encode(message: Message) -> bytes:
     header = dataclasses.asdict(message.header)
     rows = [list(entry) for entry in table]
     checksum = _checksum(header, rows, payload)
-    return msgpack.packb([SCHEMA, header | {"checksum": checksum}, rows, payload])
+    return _packed([SCHEMA, header | {"checksum": checksum}, rows, payload])
 
 
 def decode(data: bytes, *, limit_bytes: int) -> Message:
@@ -133,8 +133,14 @@ def decode(data: bytes, *, limit_bytes: int) -> Message:
         raise WireError("malformed", str(error)) from None
 
 
+def _packed(parts: list[Any]) -> bytes:
+    data = msgpack.packb(parts)
+    assert data is not None  # only a stream's packer returns nothing
+    return data
+
+
 def _checksum(header: Mapping[str, Any], rows: Any, payload: bytes) -> str:
-    digest = hashlib.sha256(msgpack.packb([dict(header), rows]))
+    digest = hashlib.sha256(_packed([dict(header), rows]))
     digest.update(payload)
     return digest.hexdigest()
 

@@ -227,7 +227,9 @@ def device_part(setting: Setting) -> DevicePart:
                 {"lora": loras, "modalities": counts}, diagnostics)
 
     def receive(nodes: Nodes, message: dict[str, Any]) -> Nodes:
-        return nodes.replace(broadcast=message["lora"]) if options.method.broadcast else nodes
+        if not options.method.broadcast:
+            return nodes
+        return dataclasses.replace(nodes, broadcast=message["lora"])
 
     def evaluate(nodes: Nodes, r: int) -> Predictions:
         return {"after_amt": predict.devices(nodes.devices, r),
