@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from mlecs_jax import restore, scoring
+from mlecs_jax import restore, runlog, scoring
 from mlecs_jax.errors import UserError
 from mlecs_jax.federation import Federation
 from mlecs_jax.repro import absence
 from mlecs_jax.setting import Setting
 
 Case = tuple[str, Setting]
+TOLERANCE = 0.01  # of scores: rounding may turn a few answers
 
 
 def cases(setting: Setting, asked: Sequence[str]) -> list[Case]:
@@ -52,6 +53,7 @@ def report(folder: Path, asked: Sequence[str], as_json: bool) -> None:
     found = [{"without": name, "metric": metric, "data_source": setting.federation.samples.source,
               **absence.test_scores(case, run.state), "unread": unread(case)}
              for name, case in cases(setting, asked)]
+    check_same(folder, metric, found[0]["client"])
     if as_json:
         for entry in found:
             print(json.dumps(entry))
@@ -61,6 +63,20 @@ def report(folder: Path, asked: Sequence[str], as_json: bool) -> None:
           "of rows left without any modality")
     for entry in found:
         print(_line(entry, metric))
+
+
+def check_same(folder: Path, metric: str, scores: dict[str, float]) -> None:
+    """Raises UserError where a restored run does not score as its summary says: a checkpoint holds
+    no frozen backbone, and a ``pretrained:`` one made again by other versions is another one."""
+    try:
+        known = json.loads((folder / runlog.SUMMARY).read_text())["client"][f"avg_{metric}"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder} has no readable {runlog.SUMMARY}; let the run end first"
+                        ) from None
+    value = scores[f"avg_{metric}"]
+    if abs(value - known) > TOLERANCE:
+        raise UserError(f"{folder} scores {value:.4f} as restored and {known:.4f} in its summary; "
+                        "its backbones or the code have changed (MLECS_CACHE_DIR keeps them)")
 
 
 def unread(setting: Setting) -> dict[str, Any]:

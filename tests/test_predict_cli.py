@@ -15,7 +15,7 @@ from PIL import Image
 from test_captions import options as caption_options
 
 from mlecs_jax import answers as node_answers
-from mlecs_jax import captions, export, predict, restore, scoring, served
+from mlecs_jax import captions, export, missing, predict, restore, scoring, served
 from mlecs_jax.data.text import ByteTokenizer
 from mlecs_jax.errors import UserError
 from mlecs_jax.federation import gather
@@ -238,13 +238,18 @@ def test_rows_export_and_the_exported_command(falls, tmp_path, capsys):
 def test_the_cost_of_missing_modalities(clips, capsys):
     """The first line is the run's own test score; without everything, nothing is read."""
     folder, setting, method, state = clips
+    test = scoring.score(setting, jax.device_get(method.evaluate(state, LAST)), "test")
+    own = [node.metrics["rougeLsum"] for node in test["after_amt"]]
+    summary = folder / "summary.json"
+    summary.write_text(json.dumps({"client": {"avg_rougeLsum": float(np.mean(own)) + 0.05}}))
+    with pytest.raises(UserError, match="its backbones or the code have changed"):
+        missing.check_same(folder, "rougeLsum", {"avg_rougeLsum": float(np.mean(own))})
+    summary.write_text(json.dumps({"client": {"avg_rougeLsum": float(np.mean(own))}}))
     assert call("score", f"--run={folder}", "--without=vision", "--without=vision,audio,subtitle",
                 "--without=1", "--json") == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [entry["without"] for entry in found] == [
         "nothing", "vision", "vision, audio, subtitle", "1 at random"]
-    test = scoring.score(setting, jax.device_get(method.evaluate(state, LAST)), "test")
-    own = [node.metrics["rougeLsum"] for node in test["after_amt"]]
     assert found[0]["devices"] == pytest.approx(own)
     assert found[0]["client"]["avg_rougeLsum"] == pytest.approx(np.mean(own))
     assert found[2]["unread"] == {"devices": [1.0, 1.0], "server": 1.0}
