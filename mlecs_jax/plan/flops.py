@@ -41,8 +41,8 @@ def block_forward(config: DecoderConfig, backbone: Tree, lora: Tree, batch: int,
     """
     tokens = batch * length
     attention = 4 * batch * length * (columns or length) * config.num_heads * config.head_width
-    return (2 * tokens * (entries(backbone, r"block.*kernel$") + entries(lora))
-            + attention * config.num_layers)
+    return float(2 * tokens * (entries(backbone, r"block.*kernel$") + entries(lora))
+                 + attention * config.num_layers)
 
 
 def block_training(
@@ -61,10 +61,10 @@ def block_training(
 
 def head(config: DecoderConfig, batch: int, answer: int, passes: int) -> float:
     """Passes of answer positions over the vocabulary."""
-    return 2 * batch * answer * config.vocab_size * config.width * passes
+    return 2.0 * batch * answer * config.vocab_size * config.width * passes
 
 
 def outside(groups: Tree, batch: int, *, training: bool) -> float:
     """Extractor, connector and generator: a product a sample and matrix."""
     own = {name: tree for name, tree in groups.items() if name != "lora"}
-    return (6 if training else 2) * batch * entries(own, r"kernel$")
+    return (6.0 if training else 2.0) * batch * entries(own, r"kernel$")

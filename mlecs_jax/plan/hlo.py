@@ -45,8 +45,8 @@ class Collective:
         if self.kind == "all-reduce":
             return 2 * self.bytes * share
         if self.kind == "reduce-scatter":
-            return self.bytes * max(self.group - 1, 0)
-        return self.bytes if self.kind == "collective-permute" else self.bytes * share
+            return float(self.bytes * max(self.group - 1, 0))
+        return self.bytes * (1.0 if self.kind == "collective-permute" else share)
 
 
 def collectives(text: str) -> list[Collective]:
@@ -72,7 +72,7 @@ def collectives(text: str) -> list[Collective]:
 
 def sent_bytes(found: list[Collective]) -> float:
     """Bytes that a chip sends in one run of the program."""
-    return sum(c.sent * c.times for c in found if c.group != 1)
+    return float(sum(c.sent * c.times for c in found if c.group != 1))
 
 
 def largest_gather(found: list[Collective]) -> Collective | None:

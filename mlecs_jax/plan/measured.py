@@ -152,9 +152,9 @@ def _compile(lowered: Any, options: dict[str, Any]) -> Figures:
     found = hlo.collectives(compiled.as_text())
     gather = hlo.largest_gather(found)
     return Figures(
-        arguments=memory.argument_size_in_bytes, temp=memory.temp_size_in_bytes,
-        peak=memory.peak_memory_in_bytes, sent=hlo.sent_bytes(found),
-        gather=gather.bytes if gather else 0.0, gathered=gather.what if gather else "",
+        arguments=float(memory.argument_size_in_bytes), temp=float(memory.temp_size_in_bytes),
+        peak=float(memory.peak_memory_in_bytes), sent=hlo.sent_bytes(found),
+        gather=float(gather.bytes) if gather else 0.0, gathered=gather.what if gather else "",
         seconds=round(time.perf_counter() - begun, 1))
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from mlecs_jax import assemble, rounds
+from mlecs_jax.data.paths import cache_dir
 from mlecs_jax.plan import flops, measured, shapes, targets
 from mlecs_jax.plan.stages import Builder
 from tests import small
@@ -64,7 +65,7 @@ def test_formula_and_compiler_count_alike(family):
     assert 0.85 < formula / counted < 1.05  # the compiler counts element-wise work too
 
 
-def test_every_stage_fits_and_says_what_it_needs(plan, cache_dir):
+def test_every_stage_fits_and_says_what_it_needs(plan):
     found = list(measured.rows(plan, CPU))
     assert [row.stage.name for row in found] == [
         "fuse public", "device CCL", "device AMT", "aggregation", "SE-CCL", "device evaluation",
@@ -72,12 +73,12 @@ def test_every_stage_fits_and_says_what_it_needs(plan, cache_dir):
     for row in found:
         assert row.figures.peak > 0 and row.stage.flops > 0 and row.floor > 0
         assert row.figures.sent == 0  # one chip sends nothing
-    assert list((cache_dir / "plan").iterdir())
+    assert list((cache_dir() / "plan").iterdir())
     again = measured.row(found[0].stage, Builder(plan, jax.devices()[:1]).round(), CPU)
     assert again.figures == found[0].figures  # read back, seconds of the compile included
 
 
-def test_what_does_not_fit_is_named_with_a_mesh_that_would(plan, cache_dir):
+def test_what_does_not_fit_is_named_with_a_mesh_that_would(plan):
     """The SE-CCL step is the largest; its shares are small enough on two chips or more."""
     rows = list(measured.rows(plan, CPU))
     needed = max(row.needed for row in rows)
