@@ -129,11 +129,11 @@ class Crew:
         for name, failure in failures.items():
             self._note(kind, r, name, failure)
         self._keep_book(kind, targets, taken)
+        self._first &= kind != "evaluate"  # the last of a round whose programs have to compile
         return {name: taken[name] for name in self._session.roster if name in taken}
 
     def after_round(self, r: int, answered: Mapping[str, Message]) -> None:
         """Closes the books of a round: who missed it, and who is out of the session for that."""
-        self._first = False
         self.roll.answered = list(answered)
         for name in self.members:
             self._misses[name] = 0 if name in answered else self._misses[name] + 1
