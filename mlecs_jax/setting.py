@@ -109,6 +109,7 @@ class Setting:
         config = dataclasses.replace(
             self.config, seed=0, data=dataclasses.replace(self.config.data, split="frame"),
             aggregation=None, privacy=None,  # between programs, not in them
+            train=dataclasses.replace(self.config.train, rounds=1),  # how often they run
             partition=dataclasses.replace(self.config.partition, seed=0, rho=1.0))
         return Outline(config, self.slm, self.llm, self.answer_ids)
 

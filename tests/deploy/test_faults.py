@@ -76,6 +76,7 @@ def test_every_bad_upload_is_refused_and_counted(copy):
     assert "d1" in (folder / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_damaged_and_oversized_bytes_are_refused(copy):
     folder, session = copy
     session = sessions.create(session.config, session.roster, session.train_rows,
@@ -97,7 +98,7 @@ def test_who_misses_too_often_is_out_until_it_comes_back(copy):
     folder, session = copy
     session = sessions.create(
         {**session.config, "train": {**session.config["train"], "rounds": 5}}, session.roster,
-        session.train_rows, small.Limits(deadline_s=10, first_deadline_s=10, misses=1, wait_s=0.5))
+        session.train_rows, small.PATIENCE)
 
     def delay(name, question):
         hangs = (name, question.header.kind, question.header.round) == ("d0", "round", 0)
@@ -116,6 +117,7 @@ def test_who_misses_too_often_is_out_until_it_comes_back(copy):
     assert joined[-1]["members"] == ["d0", "d1", "d2"] and joined[-1]["round"] > 1
 
 
+@pytest.mark.slow
 def test_a_device_that_is_killed_is_missed_and_a_new_one_takes_its_place(copy):
     folder, session = copy
     edges = small.edges(folder, session)
@@ -136,6 +138,7 @@ def test_a_device_that_is_killed_is_missed_and_a_new_one_takes_its_place(copy):
     assert summary["deployment"]["uploads"] == {"d0": 3, "d1": 2, "d2": 3}
 
 
+@pytest.mark.slow
 def test_weights_of_those_who_answer_sum_to_one(copy, monkeypatch):
     """Without SE-CCL the broadcast is the average: of d0 and d2 alone, by their modalities."""
     from mlecs_jax.methods import ml_ecs
@@ -175,6 +178,7 @@ def test_nobody_there_ends_with_one_line(copy):
         small.cloud(folder, session, small.MemoryTransport({})).run()
 
 
+@pytest.mark.slow
 def test_only_liars_there_end_with_one_line(copy):
     folder, session = copy
     edges = small.edges(folder, session)

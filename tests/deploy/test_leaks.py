@@ -17,7 +17,7 @@ from mlecs_jax.deploy import protocol, share, wire
 from tests.deploy import small_deploy as small
 
 
-@pytest.fixture(scope="module", params=["none", "topk"])
+@pytest.fixture(scope="module", params=["none", pytest.param("topk", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory):
     """A whole run; all bytes that devices send and all that the cloud sends."""
     folder = tmp_path_factory.mktemp("kit")
