@@ -96,7 +96,7 @@ def _row(values: Mapping[str, Any], description: Description, where: str, folder
     if not row:
         raise UserError(f"{where}: there is no reading of {', '.join(description.owned)}; give at "
                         "least one")
-    return row
+    return {name: row[name] for name in description.modalities if name in row}
 
 
 def _reading(value: Any, modality: Modality, where: str, folder: Path) -> np.ndarray | None:
