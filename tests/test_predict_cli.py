@@ -215,6 +215,7 @@ def test_words_are_read_as_the_dataset_reads_them(clips, nodes):
         np.testing.assert_array_equal(parsed.rows[0][name], values[0])
 
 
+@pytest.mark.slow
 def test_rows_export_and_the_exported_command(falls, tmp_path, capsys):
     """The whole way of the documentation."""
     folder = falls[0]
