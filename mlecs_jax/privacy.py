@@ -21,7 +21,6 @@ from mlecs_jax.config import PrivacyConfig
 from mlecs_jax.errors import UserError
 
 Tree = Any
-EXTRA = "privacy"
 
 
 def mechanism(options: PrivacyConfig | None) -> Callable[[Tree, Tree, jax.Array], Tree] | None:
@@ -68,8 +67,7 @@ def epsilon(options: PrivacyConfig, uploads: int) -> dict[str, float]:
         import dp_accounting
         from dp_accounting.pld import PLDAccountant
     except ImportError:
-        raise UserError("telling epsilon needs an accountant; pip install 'mlecs-jax[privacy]'"
-                        ) from None
+        raise UserError("telling epsilon needs an accountant; pip install dp-accounting") from None
     found = {}
     for relation, sensitivity in (("left_out", 1.0), ("replaced", 2.0)):
         # Gaussian mechanisms of one deviation compose to one of deviation z/√n, exactly.

@@ -215,7 +215,7 @@ class CloudApp:
 
 
 def check_deployable(config: Config) -> None:
-    """Raises UserError for what a deployment cannot do yet."""
+    """Raises UserError for what a deployment cannot do, before any work."""
     if config.method.name != "ml_ecs":
         raise UserError(f"method.name is {config.method.name}; a deployment runs ml_ecs "
                         "(mega_ce2 has its own commands, docs/deploy.md)")
@@ -223,6 +223,8 @@ def check_deployable(config: Config) -> None:
         raise UserError("a deployment learns classes so far; simulate captions with mlecs_jax.run")
     if config.eval.ceiling_steps:
         raise UserError("eval.ceiling_steps trains on everyone's data at one place; set it to 0")
+    if config.privacy and config.privacy.clip:
+        privacy.epsilon(config.privacy, config.train.rounds)  # an accountant is there
 
 
 def faults(roster: Sequence[str], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
