@@ -255,7 +255,6 @@ def test_the_cost_of_missing_modalities(clips, capsys):
     assert found[0]["client"]["avg_rougeLsum"] == pytest.approx(np.mean(own))
     assert found[2]["unread"] == {"devices": [1.0, 1.0], "server": 1.0}
     assert found[0]["unread"]["server"] == found[3]["unread"]["server"] == 0
-    assert found[1]["server"] != found[0]["server"] or found[1]["devices"] != found[0]["devices"]
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mlecs_jax.assemble import from_samples
-from mlecs_jax.repro.absence import without
+from mlecs_jax.repro.absence import without, without_named
 from tests.small import config, samples
 
 
@@ -24,3 +24,16 @@ def test_each_sample_loses_as_many_as_it_can_spare():
                                       np.maximum(whole - count, 1))
     # What is taken is drawn: over the samples, every modality is lost somewhere.
     assert np.all(np.asarray(without(setting, 1).cloud["public_held_out"].available).mean(0) < 1)
+
+
+def test_named_modalities_go_and_nothing_else():
+    setting = from_samples(config(), samples())
+    poorer = without_named(setting, ["rgb"])
+    owned = setting.federation.owned_at(setting.config.train.rounds - 1)
+    kept = np.array([name != "rgb" for name in setting.federation.modalities])
+    for before, after in zip(setting.cohorts, poorer.cohorts, strict=True):
+        has = np.asarray(before.held_out_available) & owned[before.clients][:, None]
+        np.testing.assert_array_equal(np.asarray(after.held_out_available), has & kept)
+    np.testing.assert_array_equal(
+        np.asarray(poorer.cloud["public_held_out"].available),
+        np.asarray(setting.cloud["public_held_out"].available) & kept)
