@@ -18,7 +18,8 @@ _SMALL = re.compile(r"(gpt2|gptj|llama|qwen2|qwen3)-(\d+)x(\d+)(?:x(\d+))?")
 _NAMED: dict[str, tuple[Family, int, int, int, int, int]] = {
     # name: (family, vocabulary, layers, width, heads, positions)
     "gpt2": ("gpt2", GPT2_VOCABULARY, 12, 768, 12, 1024),
-    "gpt2-large": ("gpt2", GPT2_VOCABULARY, 36, 1280, 20, 1024),
+    # GPT-J's number of rows: a mesh can split them, and the server's two heads alike.
+    "gpt2-large": ("gpt2", GPTJ_VOCABULARY, 36, 1280, 20, 1024),
     "gpt-j-6b": ("gptj", GPTJ_VOCABULARY, 28, 4096, 16, 2048),
 }
 HALF = ("gpt2-large", "gpt-j-6b")  # of a size for accelerators: bfloat16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -16,7 +17,7 @@ _COMPUTATION = re.compile(r"^\s*(ENTRY\s+)?%?([\w.\-]+)\s+\(.*->.*\{\s*$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf"\s(?:{'|'.join(KINDS)})(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|true_computation|"
-                     r"false_computation|called_computations)=\{?(%?[\w.\-]+(?:,\s*%?[\w.\-]+)*)")
+                     r"false_computation|called_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))")
 _TRIPS = re.compile(r'"known_trip_count":\s*\{\s*"n":\s*"(\d+)"')
 
 
@@ -62,12 +63,18 @@ def collectives(text: str) -> list[Collective]:
                 visit(called, inner)
 
     visit(entry, 1)
-    found = []
+    found: dict[str, Collective] = {}
     for name, lines in bodies.items():
-        for line in lines:
+        for i, line in enumerate(lines):
             if name in times and (parsed := _parse(line, times[name])):
-                found.append(parsed)
-    return found
+                # A TPU overlaps a collective with products piece by piece: the pieces are written
+                # out one by one, each with the whole's shape and channel.
+                channel = re.search(r"channel_id=(\d+)", line)
+                key = channel[1] if channel else f"{name} {i}"
+                known = found.get(key)
+                if known is None or (parsed.bytes, parsed.times) > (known.bytes, known.times):
+                    found[key] = parsed
+    return list(found.values())
 
 
 def sent_bytes(found: list[Collective]) -> float:
@@ -99,8 +106,8 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _called(line: str) -> Iterator[str]:
-    for names in _CALLED.findall(line):
-        yield from (name.strip().lstrip("%") for name in names.split(","))
+    for several, one in _CALLED.findall(line):
+        yield from (name.strip().lstrip("%") for name in (several or one).split(","))
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
@@ -137,6 +144,9 @@ def _bytes(dtype: str, dims: str) -> int:
 
 def _group(line: str) -> int:
     """Chips in a group; 0 where the text does not say (all of them)."""
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{('[^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", mesh[2]))
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):

@@ -127,7 +127,7 @@ def test_soft_prompt_comes_before_the_tokens():
 def test_zoo_shapes_and_refusals():
     large = zoo.decoder_config("gpt2-large", 257)
     assert (large.num_layers, large.width, large.num_heads, large.vocab_size) == (36, 1280, 20,
-                                                                                 50257)
+                                                                                 50400)
     assert zoo.decoder_config("gptj-3x128", 257).vocab_size == 264
     with pytest.raises(UserError, match="unknown backbone 'gpt5'"):
         zoo.decoder_config("gpt5", 257)

@@ -18,7 +18,7 @@ TEXT = """HloModule jit_f, num_partitions=16
   ROOT %lt = pred[] compare(%i, %n), direction=LT
 }
 
-%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+%wide.region_1_spmd (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
   %p = (s32[], f32[4,8]) parameter(0)
   %w = bf16[1024,4096]{1,0:T(8,128)(2,1)} all-gather(%x), replica_groups=[4,4]<=[16], \
 dimensions={0}, metadata={op_name="jit(f)/while/body/dot_general"}
@@ -32,7 +32,7 @@ dimensions={0}, metadata={op_name="jit(f)/while/body/dot_general"}
 
 ENTRY %main (x: f32[4,8]) -> f32[4,8] {
   %x = f32[4,8] parameter(0)
-  %w = (s32[], f32[4,8]) while(%t), condition=%cond, body=%body
+  %w = (s32[], f32[4,8]) while(%t), condition=%cond, body=%wide.region_1_spmd
   %s = (f32[8], f32[32]) all-gather-start(%x), replica_groups=[1,4]<=[4], dimensions={0}
   %d = f32[32] all-gather-done(%s)
   ROOT %q = f32[8] reduce-scatter(%z), replica_groups=[2,8]<=[16], to_apply=%add
