@@ -45,8 +45,9 @@ RULES: Rules = (
     (rf"{_ROW}/kernel$", (TENSOR, FSDP)),
     (rf"{_ROW}/a$", (TENSOR, None)),
     (rf"{_ROW}/b$", (FSDP,)),
-    (r"(?:wte|lm_head)$", (TENSOR, FSDP)),
-    (r"lm_head_bias$", (TENSOR,)),
+    # Rows of a vocabulary over the whole mesh: hidden states are few beside them, and come to them.
+    (r"(?:wte|lm_head)$", ((TENSOR, FSDP), None)),
+    (r"lm_head_bias$", ((TENSOR, FSDP),)),
     (r"wpe$", (None, FSDP)),
     # The last layer of a prompt generator is P · D wide: the largest matrix that is trained.
     (r"generator/Dense_1/kernel$", (FSDP, TENSOR)),
@@ -81,8 +82,8 @@ def default_shape(size: int) -> tuple[int, int]:
 def tree_specs(tree: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
     """A ``PartitionSpec`` for every leaf of a tree.
 
-    An axis that the mesh lacks, or that does not divide its dimension, is left out: that dimension
-    is then whole on every chip.
+    An axis that the mesh lacks, or that does not divide its dimension, is left out (the last of
+    several first): that dimension is then whole on every chip, or in fewer parts.
 
     Args:
       tree: of arrays or shapes.
@@ -116,7 +117,8 @@ def constrain(x: jax.Array, mesh: Mesh | None, *axes: Axes) -> jax.Array:
 
 
 def gathered(x: jax.Array, path: str, mesh: Mesh | None, rules: Rules = RULES) -> jax.Array:
-    """A frozen weight as a layer uses it: whole over ``fsdp``, still split over ``tensor``.
+    """A frozen weight as a layer uses it: whole over ``fsdp`` where that splits an axis by itself,
+    still split otherwise.
 
     Said outright, since XLA would otherwise weigh gathering a layer's weight against gathering the
     batch, and small batches would lose.
@@ -150,7 +152,7 @@ def _fitted(axes: Sequence[Axes], shape: Sequence[int], mesh: Mesh) -> list[Axes
     for names, size in zip(axes, shape, strict=True):
         names = (names,) if isinstance(names, str) else names or ()
         names = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
-        parts = math.prod(mesh.shape[name] for name in names)
-        usable = names if size % parts == 0 else ()
-        fitted.append(usable[0] if len(usable) == 1 else usable or None)
+        while names and size % math.prod(mesh.shape[name] for name in names):
+            names = names[:-1]
+        fitted.append(names[0] if len(names) == 1 else names or None)
     return fitted

@@ -320,8 +320,7 @@ class Decoder(nn.Module):
     def head(self) -> tuple[Float[Array, "V D"], Float[Array, " V"] | None]:
         """Rows of the vocabulary head and its bias, as :mod:`mlecs_jax.kernels.lm_head` takes
         them."""
-        name = "wte" if self.config.tied_head else "lm_head"
-        return (sharding.gathered(getattr(self, name), name, self.mesh),
+        return (self.wte if self.config.tied_head else self.lm_head,
                 self.lm_head_bias if self.config.family == "gptj" else None)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:

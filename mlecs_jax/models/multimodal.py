@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from mlecs_jax import lora
+from mlecs_jax import lora, sharding
 from mlecs_jax.lora import Params
 from mlecs_jax.models import initial
 from mlecs_jax.models.connector import Connector, PromptGenerator
@@ -159,4 +159,6 @@ class MultimodalModel:
         first = prefix.shape[1] + len(self.prompt) - 1  # the state that predicts the first token
         head, bias = cast(tuple[Array, Array | None],
                           self.decoder.apply({"params": backbone}, method="head"))
-        return Answer(hidden[:, first:], head, bias)
+        # A head split over a mesh stays where it is: the few answer positions are sent to all.
+        said = sharding.constrain(hidden[:, first:], self.decoder.mesh)
+        return Answer(said, head, bias)

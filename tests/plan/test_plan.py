@@ -65,7 +65,8 @@ def test_formula_and_compiler_count_alike(family):
     assert 0.85 < formula / counted < 1.05  # the compiler counts element-wise work too
 
 
-def test_every_stage_fits_and_says_what_it_needs(plan):
+@pytest.mark.slow
+def test_every_stage_fits_and_the_largest_is_named_where_it_does_not(plan):
     found = list(measured.rows(plan, CPU))
     assert [row.stage.name for row in found] == [
         "fuse public", "device CCL", "device AMT", "aggregation", "SE-CCL", "device evaluation",
@@ -73,18 +74,36 @@ def test_every_stage_fits_and_says_what_it_needs(plan):
     for row in found:
         assert row.figures.peak > 0 and row.stage.flops > 0 and row.floor > 0
         assert row.figures.sent == 0  # one chip sends nothing
-    assert list((cache_dir() / "plan").iterdir())
-    again = measured.row(found[0].stage, Builder(plan, jax.devices()[:1]).round(), CPU)
-    assert again.figures == found[0].figures  # read back, seconds of the compile included
-
-
-def test_what_does_not_fit_is_named_with_a_mesh_that_would(plan):
-    """The SE-CCL step is the largest; its shares are small enough on two chips or more."""
-    rows = list(measured.rows(plan, CPU))
-    needed = max(row.needed for row in rows)
-    first = next(row.stage.name for row in rows if row.needed == needed)
+    needed = max(row.needed for row in found)
+    first = next(row.stage.name for row in found if row.needed == needed)
     with pytest.raises(measured.DoesNotFit, match=f"{first} does not fit cpu: it needs"):
         list(measured.rows(plan, CPU, needed - 1))
+
+
+def test_what_does_not_fit_is_named_with_the_smallest_mesh_that_would(plan):
+    """Averaging 4 devices' LoRA: a chip of two holds half of the uploads, and little else."""
+    config = small.config(**{
+        "partition.num_clients": 4, "clients.backend": "shard_map", "topology.cloud_devices": 0,
+        "lora.rank": 128, "data.rgb_size": 8})
+    plan = shapes.plan(config, 240)
+    one = measured.builder(plan, CPU).round()
+    stage = next(stage for stage in one.stages if stage.name == "aggregation")
+    row = measured.row(stage, one, CPU)
+    memory = row.needed - 1
+    found = measured._smallest(plan, "aggregation", CPU, memory)
+    assert str(found) == "cpu:2"
+    assert measured._smallest(plan, "aggregation", CPU, 1.0) is None
+    said = str(measured.DoesNotFit(row, CPU, memory, found))
+    assert "aggregation does not fit cpu: it needs 0.0 GiB" in said and said.endswith("is cpu:2")
+
+
+def test_a_program_is_compiled_once(plan):
+    planned = Builder(plan, jax.devices()[:1]).round()
+    first = measured.row(planned.stages[0], planned, CPU)
+    assert list((cache_dir() / "plan").iterdir())
+    again = measured.row(planned.stages[0], planned, CPU)
+    assert again.figures == first.figures  # read back, seconds of the compile included
+    assert first.figures.peak > first.figures.arguments > 0
 
 
 def test_the_command_says_what_is_wrong_in_one_line():
