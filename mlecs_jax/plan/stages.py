@@ -121,8 +121,8 @@ class Builder:
 
     def _edge_shared(self) -> Tree:
         federation = self.plan.federation
-        held_out = (dataclasses.replace(federation.held_out, available=None)
-                    if federation.held_out_is_common else None)
+        every: Any = federation.held_out
+        held_out = every.replace(available=None) if federation.held_out_is_common else None
         public = (federation.public if self.config.partition.public_labels
                   else federations.unlabelled(federation.public))
         return self._on_edge({"slm": self.plan.slm.backbone_shapes(), "public": public,
