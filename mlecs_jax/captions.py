@@ -70,7 +70,8 @@ class CaptionPredictor:
             batch = gather(rows, every, cloud["moments"], index)
             return generate_batch(setting, setting.llm, cloud["llm"], params, batch)
 
-        self._devices = [setting.for_each_client(functools.partial(device, cohort.model))
+        # One device at a time: its rows fill a chip, and caches of several would not fit.
+        self._devices = [setting.for_each_client(functools.partial(device, cohort.model), chunk=1)
                          for cohort in setting.cohorts]
         self._server = jax.jit(server)
 

@@ -86,10 +86,13 @@ class Setting:
     cloud: dict[str, Any]
     unanswered: bool = False
 
-    def for_each_client(self, fn: ClientFn) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
-        """:func:`mlecs_jax.clients.for_each_client` with this run's back end."""
+    def for_each_client(
+        self, fn: ClientFn, *, chunk: int | None = None
+    ) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
+        """:func:`mlecs_jax.clients.for_each_client` with this run's back end, and its number of
+        devices at a time unless another is given."""
         clients = self.config.clients
-        return for_each_client(fn, backend=clients.backend, chunk=clients.chunk,
+        return for_each_client(fn, backend=clients.backend, chunk=chunk or clients.chunk,
                                mesh=self.topology.edge)
 
     def for_each_client_shared(

@@ -294,11 +294,12 @@ class Builder:
             data = {"params": self._devices(i)} | self._on_edge({
                 "owned": federation.owned[0][:clients], "held_out_available": own,
                 "held_out": held_out, "index": index})
+            at_once = 1 if self.config.captions else min(self.config.clients.chunk, clients)
             function = for_each_client(functools.partial(self._answer_device, model),
-                                       backend="scan", chunk=1)
+                                       backend="scan", chunk=at_once)
             stages.append(self._answering(
                 "device evaluation", model, function, (self._edge_shared(), (), data),
-                nodes=clients, per_chunk=1,
+                nodes=clients, per_chunk=at_once,
                 total=federation.num_clients, split=1, tier="edge"))
         index = jax.ShapeDtypeStruct((captions.CHUNK,), jnp.int32)
         stages.append(self._answering(
