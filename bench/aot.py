@@ -4,13 +4,7 @@
     python bench/aot.py --target v5e --ops gram_volume --json bench/results/aot_v5e.json
 
 It shows that the code lowers, fits on-chip memory, and how much device memory it needs; nothing is
-executed. Set-up (a virtual environment of its own each, next to this project):
-
-    TPU:  pip install 'jax[tpu]'
-    H200: pip install jax absl-py && pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt
-          (all three of one version)
-
-The same environments, with the rest of the project installed, are those of `mlecs_jax.plan`.
+executed. The set-up is that of docs/plan.md; the kernels alone need no more than its jax packages.
 
 Without the plugin it says so and exits with 3.
 """
@@ -256,7 +250,7 @@ def main() -> int:
         try:
             where = device(options.target)
         except targets.NoCompiler as error:
-            print(f"no compiler for {options.target} here ({error}): see the set-up in --help")
+            print(f"no compiler for {options.target} here ({error}): see the set-up in docs/plan.md")
             return MISSING_PLUGIN
         rows = []
         for op in options.ops.split(","):

@@ -35,7 +35,7 @@ def installed(target):
 @pytest.mark.parametrize("target", list(PLUGINS))
 def test_every_kernel_compiles_at_its_smallest_shape(target, tmp_path):
     if not installed(target):
-        pytest.skip(f"{PLUGINS[target]} is not installed: see the set-up in bench/aot.py")
+        pytest.skip(f"{PLUGINS[target]} is not installed: see the set-up in docs/plan.md")
     code, rows, output = compiled(target, tmp_path, "--ops", "gram_volume", "--only", "B1000")
     assert code == 0, output
     assert rows and not any("error" in row for row in rows)
@@ -49,7 +49,7 @@ def test_every_kernel_compiles_at_its_smallest_shape(target, tmp_path):
 @pytest.mark.parametrize("target", list(PLUGINS))
 def test_every_program_compiles(target, tmp_path):
     if not installed(target):
-        pytest.skip(f"{PLUGINS[target]} is not installed: see the set-up in bench/aot.py")
+        pytest.skip(f"{PLUGINS[target]} is not installed: see the set-up in docs/plan.md")
     code, rows, output = compiled(target, tmp_path)
     assert code == 0, output
     assert {row["op"].split(".")[0] for row in rows} == {"gram_volume", "lm_head", "shared_lora"}
