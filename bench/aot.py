@@ -250,7 +250,7 @@ def main() -> int:
         try:
             where = device(options.target)
         except targets.NoCompiler as error:
-            print(f"no compiler for {options.target} here ({error}): see the set-up in docs/plan.md")
+            print(f"no compiler for {options.target} here ({error}): docs/plan.md has the set-up")
             return MISSING_PLUGIN
         rows = []
         for op in options.ops.split(","):
