@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,18 @@ def provenance(values: Values) -> Provenance:
     return Provenance(experiment.data_identity(_data(options.data)), code_version(entry))
 
 
-def run(values: Values, folder: Path, on_round: Callable[[int, int], None]) -> None:
-    """Runs or resumes one job in ``folder``.
+def run(
+    values: Values, folder: Path, extras: Sequence[str], on_round: Callable[[int, int], None]
+) -> None:
+    """Runs or resumes one job in ``folder``; there are no ``extras`` to measure afterwards.
 
     Raises:
       UserError: bad options, or a folder that holds another run.
     """
     options = config.parse(values)
     name = options.method.name
+    if extras:
+        raise ValueError(f"Mega-CE² has no further measurements; asked for {', '.join(extras)}")
     experiments.use_compilation_cache()
     if name == "mega_ce2":
         experiment.run(
