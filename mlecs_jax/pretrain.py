@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mlecs_jax import cli
 from mlecs_jax.config import typed
-from mlecs_jax.errors import UserError
+from mlecs_jax.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from mlecs_jax.models.decoder import Decoder
@@ -275,11 +275,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(exit_code(lambda: main(sys.argv), "the same command resumes from the last checkpoint"))

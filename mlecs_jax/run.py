@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlecs_jax import cli
-from mlecs_jax.errors import UserError
+from mlecs_jax.errors import exit_code
 
 if TYPE_CHECKING:
     from mlecs_jax.distributed import Group
@@ -91,11 +91,5 @@ def default_workdir(config) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes from the last complete round", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(exit_code(lambda: main(sys.argv),
+                       "the same command resumes from the last complete round"))

@@ -123,7 +123,7 @@ def main(arguments: list[str]) -> int:
     try:
         manifest = write(Path(arguments[0]))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"Wrote a made-up factory to {manifest.parent}. Train on it with:\n"
           f"  python -m mlecs_jax.run --config=table --config.data.manifest={manifest}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from mlecs_jax.errors import UserError
+from mlecs_jax.errors import UserError, exit_code
 
 USAGE = """usage: python -m mlecs_jax.deploy COMMAND …
 
@@ -38,11 +38,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes from the last complete round", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(exit_code(lambda: main(sys.argv),
+                       "the same command resumes from the last complete round"))

@@ -28,6 +28,7 @@ from mlecs_jax.methods.mega_ce2 import MegaMethod, State
 from mlecs_jax.methods.method import Predictions
 from mlecs_jax.metrics import sentiment as metrics
 from mlecs_jax.models import adapters as adapter_blocks
+from mlecs_jax.report.run_report import write_report
 
 OnVersion = Callable[[dict[str, Any]], None]
 Scores = dict[str, Any]
@@ -51,7 +52,8 @@ def run(
     Returns:
       The contents of ``summary.json``: under ``server`` the scores of the global model, under
       ``client`` those of the personalised ones, both of the version with the lowest validation
-      error and on test segments; ``communication``, ``timing`` and ``extra``.
+      error and on test segments; ``edges``, ``confusion``, ``communication``, ``timing`` and
+      ``extra``. The folder's ``report.html`` shows them.
 
     Raises:
       UserError: bad data or options, a folder that holds another run, or processes that do not run
@@ -83,6 +85,7 @@ def run(
             return log.finished_summary(complete) if complete == versions else None
 
         if (done := group.shared("records", begin)):
+            group.led("report", lambda: write_report(workdir))  # may be all that a kill prevented
             return done
         communication = method.communication(state)
         for r in range(complete, versions):
@@ -102,6 +105,7 @@ def run(
         def conclude() -> dict[str, Any]:
             assert log is not None
             log.write_summary(summary)
+            write_report(workdir)
             return summary
 
         return group.shared("summary", conclude)
@@ -146,18 +150,40 @@ def score(setting: MegaSetting, predictions: Predictions) -> dict[str, Scores]:
             for part in ("val", "test")}
 
 
-def score_edges(
+def by_edge(
     setting: MegaSetting, predictions: Predictions
-) -> list[Scores]:
-    """Scores of every edge on its own test segments."""
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Labels and predictions of every edge's own test segments."""
     federation = setting.federation
     place = {int(row): i for i, row in enumerate(federation.split.test)}
     result = []
     for rows, real in zip(federation.test.rows, federation.test.real, strict=True):
         own = rows[real]
-        answers = predictions["test"][[place[int(row)] for row in own]]
-        result.append(_scores(federation.data.labels[own], answers))
+        result.append((federation.data.labels[own],
+                       predictions["test"][[place[int(row)] for row in own]]))
     return result
+
+
+def describe_edges(
+    setting: MegaSetting, method: MegaMethod, overall: Predictions, personal: Predictions
+) -> list[dict[str, Any]]:
+    """Every edge: what it has, how often it reported, and its test scores by both models."""
+    federation, clock = setting.federation, setting.config.clock
+    ends = federation.ends.counts.reshape(setting.config.partition.edges, -1)
+    reports = np.bincount([edge for arrival in method.arrivals for edge in arrival.edges],
+                          minlength=len(ends))
+    found = []
+    for edge, answers in enumerate(zip(by_edge(setting, overall), by_edge(setting, personal),
+                                       strict=True)):
+        scored = {kind: _scores(*pair) | {"confusion": metrics.confusion(*pair).tolist()}
+                  for kind, pair in zip(("global", "personal"), answers, strict=True)}
+        found.append({
+            "edge": edge, "train_segments": int(federation.edges.counts[edge]),
+            "end_segments": ends[edge].tolist(),
+            "val_segments": int(federation.val.counts[edge]),
+            "test_segments": int(federation.test.counts[edge]), "speed": clock.speed(edge),
+            "reports": int(reports[edge])} | scored)
+    return found
 
 
 def _scores(true: np.ndarray, predicted: np.ndarray) -> Scores:
@@ -180,21 +206,24 @@ def _summary(
     adapters, personal = method.personalise(model, key)
     overall = method.evaluate(state.replace(cloud=model), versions - 1)
     federation = setting.federation
-    edges = [{"global": before, "personal": after} for before, after in
-             zip(score_edges(setting, overall), score_edges(setting, personal), strict=True)]
+    edges = describe_edges(setting, method, overall, personal)
+    reports = sum(edge["reports"] for edge in edges)
     one = jax.tree.map(lambda x: x[0], adapters)
+    test = federation.data.labels[federation.split.test]
     return {
         "method": setting.config.method.name, "mode": setting.config.method.mode,
         "data_source": federation.data.source, "caution": federation.data.caution,
-        "rounds": versions,
+        "split": setting.config.data.split, "rounds": versions,
         "best_version": int(setting.topology.host(state.best["version"])),
         "server": score(setting, overall)["test"], "client": score(setting, personal)["test"],
         "validation": {"server": score(setting, overall)["val"],
                        "client": score(setting, personal)["val"]},
-        "edges": edges,
-        "communication": {
+        "edges": edges, "class_names": list(metrics.CLASSES),
+        "confusion": {"global": metrics.confusion(test, overall["test"]).tolist(),
+                      "personal": metrics.confusion(test, personal["test"]).tolist()},
+        "communication": {  # between an edge and the cloud; the first download is the initial model
             "uplink_bytes": communication["uplink"], "downlink_bytes": communication["downlink"],
-            "adapter_bytes_sent": 0},
+            "uploads": reports, "downloads": reports + len(edges), "adapter_bytes_sent": 0},
         "timing": {
             "train_seconds": round(sum(record["seconds"] for record in records), 2),
             "personalise_seconds": round(time.perf_counter() - begun, 2),

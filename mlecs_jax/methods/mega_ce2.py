@@ -221,14 +221,18 @@ def upload(model: Params, count: Any, template: Params) -> dict[str, Any]:
 
 
 def personaliser(
-    setting: MegaSetting, predict: Predictor
+    setting: MegaSetting, predict: Predictor, edges: Sequence[int] | None = None
 ) -> Callable[[Params, jax.Array], tuple[Adapters, Predictions]]:
-    """Adapters of all edges, tuned beside a frozen w_g; see :class:`MegaMethod`.
+    """Adapters tuned beside a frozen w_g; see :class:`MegaMethod`.
 
     Each edge keeps the epoch with its lowest validation error; epoch 0 is the untuned adapter.
+
+    Args:
+      edges: whose; None all edges. What an edge gets does not depend on who else is there.
     """
     config, federation, topology = setting.config, setting.federation, setting.topology
-    options, num_edges = config.adapter, config.partition.edges
+    options = config.adapter
+    numbers = np.arange(config.partition.edges) if edges is None else np.asarray(edges)
     steps = -(-federation.edges.counts // options.batch_size)
 
     def tune_edge(shared: Mapping[str, Any], adapters: Adapters, own: Mapping[str, Any]):
@@ -248,23 +252,23 @@ def personaliser(
         model = topology.to_edge(model)
         drawn = [adapter_blocks.init(end_keys(key, np.array([ADAPTERS]), np.array([edge]))[0],
                                      setting.shape.pairs(), setting.shape.width,
-                                     share=options.share) for edge in range(num_edges)]
+                                     share=options.share) for edge in numbers]
         adapters = topology.to_edge(jax.tree.map(lambda *x: np.stack(x), *drawn))
-        best, errors = adapters, predict.validation_errors(model, adapters)
+        best, errors = adapters, predict.validation_errors(model, adapters, numbers)
         history = [float(errors.mean())]
         shared = {"segments": setting.segments, "model": model,
                   "rate": np.float32(options.learning_rate)}
-        edges = np.arange(num_edges)
         for epoch in range(options.epochs):
-            own = rows_of(federation.edges, edges) | {
-                "steps": steps.astype(np.int32),
-                "key": end_keys(jax.random.fold_in(key, TUNE), np.full(num_edges, epoch), edges)}
+            own = rows_of(federation.edges, numbers) | {
+                "steps": steps[numbers].astype(np.int32),
+                "key": end_keys(jax.random.fold_in(key, TUNE), np.full(len(numbers), epoch),
+                                numbers)}
             adapters, _ = tune(shared, jax.tree.map(jnp.copy, adapters), topology.to_edge(own))
-            found = predict.validation_errors(model, adapters)
+            found = predict.validation_errors(model, adapters, numbers)
             best = _where(found < errors, adapters, best)
             errors = np.minimum(errors, found)
             history.append(float(found.mean()))
-        return best, predict.own(model, best) | {"history": history}
+        return best, predict.own(model, best, numbers) | {"history": history}
 
     return personalise
 
@@ -292,25 +296,28 @@ class Predictor:
         """``{'val': [a], 'test': [b]}`` by one model, in the order of the split's rows."""
         return self._parts(self._run(model, None, self._rows))
 
-    def own(self, model: Params, adapters: Adapters) -> Predictions:
-        """The same, each segment by its edge's model and adapter."""
+    def own(self, model: Params, adapters: Adapters, edges: np.ndarray) -> Predictions:
+        """The same, each segment by its edge's model and adapter; NaN where the edge is not among
+        those whose adapters are given."""
         answers = np.full(len(self._rows), np.nan, np.float32)
         federation = self._setting.federation
         for held_out in (federation.val, federation.test):
-            for edge in range(len(held_out.rows)):
+            for i, edge in enumerate(edges):
                 rows = held_out.rows[edge][held_out.real[edge]]
-                own = jax.tree.map(lambda x, edge=edge: x[edge], adapters)
+                own = jax.tree.map(lambda x, i=i: x[i], adapters)
                 answers[[self._place[int(row)] for row in rows]] = self._run(model, own, rows)
         return self._parts(answers)
 
-    def validation_errors(self, model: Params, adapters: Adapters) -> np.ndarray:
-        """Mean absolute error of every edge on its validation rows."""
+    def validation_errors(
+        self, model: Params, adapters: Adapters, edges: np.ndarray
+    ) -> np.ndarray:
+        """Mean absolute error of some edges, each by its adapter, on their validation rows."""
         held_out = self._setting.federation.val
         labels = self._setting.federation.data.labels
         errors = []
-        for edge in range(len(held_out.rows)):
+        for i, edge in enumerate(edges):
             rows = held_out.rows[edge][held_out.real[edge]]
-            own = jax.tree.map(lambda x, edge=edge: x[edge], adapters)
+            own = jax.tree.map(lambda x, i=i: x[i], adapters)
             errors.append(np.abs(self._run(model, own, rows) - labels[rows]).mean())
         return np.array(errors)
 

@@ -7,13 +7,15 @@ zero out and takes > 0 as positive (MulT); ``has0`` keeps all and takes ≥ 0 as
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mlecs_jax.metrics import classification
 
 SCORES = ("mae", "corr", "acc2_non0", "f1_non0", "macro_f1_non0", "acc2_has0", "f1_has0",
           "macro_f1_has0", "acc5", "acc7", "f1_7", "macro_f1_7")
 """Names of what :func:`scores` returns."""
+CLASSES = ("−3", "−2", "−1", "0", "+1", "+2", "+3")
+"""Names of the seven classes of ``acc7``."""
 
 
 def scores(true: Float[np.ndarray, " n"], predicted: Float[np.ndarray, " n"]) -> dict[str, float]:
@@ -54,6 +56,13 @@ def scores(true: Float[np.ndarray, " n"], predicted: Float[np.ndarray, " n"]) ->
         result |= {f"acc2_{kind}": binary.accuracy, f"f1_{kind}": binary.weighted_f1,
                    f"macro_f1_{kind}": binary.f1}
     return {name: result[name] for name in SCORES}
+
+
+def confusion(
+    true: Float[np.ndarray, " n"], predicted: Float[np.ndarray, " n"]
+) -> Int[np.ndarray, "7 7"]:
+    """Segments by true class (row) and predicted class (column), the classes of ``acc7``."""
+    return classification.scores(_rounded(true, 3), _rounded(predicted, 3), 7).confusion[:, :-1]
 
 
 def _rounded(values: np.ndarray, limit: int) -> np.ndarray:

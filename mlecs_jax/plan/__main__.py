@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mlecs_jax import cli
-from mlecs_jax.errors import UserError
+from mlecs_jax.errors import UserError, exit_code
 from mlecs_jax.plan import targets
 
 USAGE = """usage: python -m mlecs_jax.plan --config=NAME[:VARIANT] --target=TARGET [--json=FILE]
@@ -89,10 +89,7 @@ def _number(name: str, text: str) -> float | None:
 
 def _entry() -> int:
     try:
-        return main(sys.argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(lambda: main(sys.argv))
     except targets.NoCompiler as error:
         print(f"error: no compiler for this target here ({error}); docs/plan.md says how to "
               "install it", file=sys.stderr)

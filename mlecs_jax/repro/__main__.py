@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from mlecs_jax.errors import UserError
+from mlecs_jax.errors import exit_code
 
 if __name__ == "__main__":
     from mlecs_jax.repro import command
 
-    try:
-        sys.exit(command.main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(exit_code(lambda: command.main(sys.argv[1:]),
+                       "the same command goes on where it was"))
