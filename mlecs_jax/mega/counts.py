@@ -8,10 +8,6 @@ import numpy as np
 from mlecs_jax.data.sentiment import SentimentBatch
 from mlecs_jax.models import adapters, crossmodal
 
-PUBLISHED = {"attention": 19.48e6, "total": 50.41e6, "adapter attention": 0.36e6,
-             "adapter linear": 0.09e6}
-"""Table 5's "MB" column, which is millions of parameters."""
-
 
 def paper_counts() -> dict[str, float]:
     """Parameters of the ``paper`` preset on MOSI's shapes and of its adapters, shared and not, and

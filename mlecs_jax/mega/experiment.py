@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +187,12 @@ def describe_edges(
 
 
 def _scores(true: np.ndarray, predicted: np.ndarray) -> Scores:
+    return without_nan(metrics.scores(true, predicted))
+
+
+def without_nan(scores: Mapping[str, float]) -> Scores:
     """Scores, None where one is not defined (a correlation of equal labels): JSON has no NaN."""
-    return {name: value if math.isfinite(value) else None
-            for name, value in metrics.scores(true, predicted).items()}
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _summary(

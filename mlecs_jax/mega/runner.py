@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_jax import experiment as experiments
+from mlecs_jax import runlog
 from mlecs_jax.data import sentiment
 from mlecs_jax.data.sentiment import SentimentData
 from mlecs_jax.mega import centralised, config, counts, experiment, latency, setting
 from mlecs_jax.mega.config import DataConfig, MegaConfig
 from mlecs_jax.models import sentiment_zoo
+from mlecs_jax.report.run_report import write_report
 from mlecs_jax.repro.code_version import code_version
 from mlecs_jax.repro.job import Provenance, Values
 
@@ -42,8 +45,9 @@ def provenance(values: Values) -> Provenance:
     if name in (LATENCY, PARAMS):
         entry = {LATENCY: "mlecs_jax.mega.latency", PARAMS: "mlecs_jax.mega.counts"}[name]
         return Provenance({"source": "none", "samples": 0, "sha256": ""}, code_version(entry))
-    entry = "mega_ce2" if name == "mega_ce2" else "mlecs_jax.mega.centralised"
-    return Provenance(experiment.data_identity(_data(options.data)), code_version(entry))
+    entries = ((name, "mlecs_jax.mega.experiment") if name == "mega_ce2" else
+               ("mlecs_jax.mega.centralised",))
+    return Provenance(experiment.data_identity(_data(options.data)), code_version(*entries))
 
 
 def run(
@@ -65,20 +69,24 @@ def run(
             on_start=lambda method, complete: on_round(complete, len(method.arrivals)),
             on_version=lambda record: on_round(record["round"] + 1, record["rounds"]))
         return
-    if name == LATENCY:
-        summary = {"data_source": "none", "extra": _by_name(latency.rows(options.eval.latency))}
-    elif name == PARAMS:
-        summary = {"data_source": "none", "extra": counts.paper_counts()}
-    else:
-        summary = _centralised(options, on_round)
+    if name not in (LATENCY, PARAMS):
+        _centralised(options, folder, on_round)
+        return
+    found = _by_name(latency.rows(options.eval.latency)) if name == LATENCY else (
+        counts.paper_counts())
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".summary.json.new"
-    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    temporary.write_text(json.dumps({"data_source": "none", "extra": found}, indent=2) + "\n")
     os.replace(temporary, folder / "summary.json")
 
 
-def _centralised(options: MegaConfig, on_round: Callable[[int, int], None]) -> dict[str, Any]:
-    """One model on all training segments; ``mult`` has the shape of the three-tier run."""
+def _centralised(
+    options: MegaConfig, folder: Path, on_round: Callable[[int, int], None]
+) -> None:
+    """One model on all training segments; ``mult`` has the shape of the three-tier run.
+
+    A run that was cut short begins again: its epochs are no rounds with checkpoints.
+    """
     data, name = _data(options.data), options.method.name
     split = sentiment.split(data, options.data.split, options.partition.seed)
     settings = sentiment_zoo.published_options(name, options.data.name)
@@ -86,14 +94,29 @@ def _centralised(options: MegaConfig, on_round: Callable[[int, int], None]) -> d
     model = sentiment_zoo.build(
         name, options.data.name, crossmodal_config=options.model_config(),
         align=len({steps for steps, _ in data.shapes.values()}) > 1)
-    trained = centralised.train_centralised(
-        model, sentiment.standardise(data, split.train), split,
-        dataclasses.replace(settings, epochs=epochs), options.seed,
-        on_epoch=lambda record: on_round(int(record["epoch"]), epochs))
-    return {"method": name, "data_source": data.source, "caution": data.caution,
-            "server": trained.test, "validation": {"server": trained.val},
-            "history": trained.history, "extra": {"best_epoch": trained.best_epoch},
-            "timing": {"train_seconds": round(trained.seconds, 2)}}
+    (folder / runlog.METRICS).unlink(missing_ok=True)
+    identity = dataclasses.asdict(options) | {"samples": experiment.data_identity(data)}
+    with contextlib.closing(runlog.RunLog(folder, identity)) as log:
+
+        def on_epoch(record: dict[str, int | float]) -> None:
+            epoch = int(record["epoch"])
+            log.append({"round": epoch - 1, "rounds": epochs, "epoch": epoch,
+                        "data_source": data.source, "learning_rate": record["learning_rate"],
+                        "train": {"mae": record["train_mae"]},
+                        "eval": {"val": {"mae": record["val_mae"]}}})
+            on_round(epoch, epochs)
+
+        trained = centralised.train_centralised(
+            model, sentiment.standardise(data, split.train), split,
+            dataclasses.replace(settings, epochs=epochs), options.seed, on_epoch=on_epoch)
+        log.write_summary({
+            "method": name, "data_source": data.source, "caution": data.caution,
+            "split": options.data.split, "rounds": len(trained.history),
+            "server": experiment.without_nan(trained.test),
+            "validation": {"server": experiment.without_nan(trained.val)},
+            "extra": {"best_epoch": trained.best_epoch},
+            "timing": {"train_seconds": round(trained.seconds, 2)}})
+        write_report(folder)
 
 
 def _by_name(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -19,14 +19,15 @@ _WORDS = {
     "weighted_f1": "weighted F1",
 }
 _NAMES = {
-    "centralized": "Centralized", "co_plms": "Co-PLMs (approximation)",
+    "centralized": "Centralized", "co_plms": "Co-PLMs (approximation)", "ef_lstm": "EF-LSTM",
     "fedavg_lora": "FedAvg-LoRA", "fedilora": "FediLoRA", "fedmllm": "FedMLLM",
-    "localpub": "Local + public",
+    "lf_lstm": "LF-LSTM", "localpub": "Local + public", "mctn": "MCTN",
     "mega_ce2": "Mega-CE²", "ml_ecs": "ML-ECS", "ml_ecs_plus": "ML-ECS+",
-    "mosei": "CMU-MOSEI", "mosi": "CMU-MOSI", "multi_fedavg": "Multi-FedAvg",
+    "mosei": "CMU-MOSEI", "mosi": "CMU-MOSI", "mult": "MulT, centralised",
+    "multi_fedavg": "Multi-FedAvg",
     "omni_caption": "Omni-captions",
-    "private_only": "Private only", "standalone": "Standalone", "ur_fall": "UR-Fall",
-    "vast": "VAST",
+    "private_only": "Private only", "raven": "RAVEN", "standalone": "Standalone",
+    "ur_fall": "UR-Fall", "v2em_lite": "V2EM-lite (re-targeted)", "vast": "VAST",
 }
 LegendEntry = tuple[str, str, str]  # style, kind of swatch, words
 
@@ -77,6 +78,14 @@ def panel(
     below = tag("p", read_out, class_="readout") if read_out else None
     return tag("figure", tag("figcaption", tag("h3", title), keys), drawing, below,
                tag("p", note, class_="note") if note else None, class_=shape)
+
+
+def tile(title: str, main: str, unit: str, lines: Sequence[str | None], style: str = "",
+         drawing: Markup | None = None) -> Markup:
+    """One figure at a glance, with its unit and what belongs to it in small lines."""
+    return tag("div", tag("h2", title), tag("p", tag("b", main), " ", tag("span", unit)), drawing,
+               *(tag("p", line, class_="small") for line in lines if line),
+               class_=f"tile {style}".strip())
 
 
 def grid(*panels: Markup | None) -> Markup:

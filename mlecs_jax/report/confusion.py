@@ -22,11 +22,11 @@ def confusion_section(run: RunFiles) -> Markup | None:
     metric = primary_metric(run)
     devices = [(client.get("client", i), number(client.get(metric)), matrix)
                for i, client in enumerate(run.clients)
-               if (matrix := _matrix(client.get("confusion"))) is not None]
+               if (matrix := matrix_of(client.get("confusion"))) is not None]
     names = dig(run.summary, "class_names")
     names = [str(n) for n in names] if isinstance(names, list) else []
     shown: list[Markup] = []
-    server = _matrix(dig(run.summary, "server", "confusion"))
+    server = matrix_of(dig(run.summary, "server", "confusion"))
     if server is not None:
         shown.append(_table("Server", number(dig(run.summary, "server", metric)), server, names))
     if len(devices) > 1 and len({m.shape for _, _, m in devices}) == 1:
@@ -61,7 +61,7 @@ def confusion_section(run: RunFiles) -> Markup | None:
 
 def summed_matrix(found: Sequence[Any]) -> np.ndarray | None:
     """The sum of matrices as files hold them; None where there is none, or sizes differ."""
-    known = [matrix for value in found if (matrix := _matrix(value)) is not None]
+    known = [matrix for value in found if (matrix := matrix_of(value)) is not None]
     if not known or len({m.shape for m in known}) > 1:
         return None
     return np.sum(known, axis=0)
@@ -79,11 +79,13 @@ def _side_by_side(tables: list[Markup], names: list[str]) -> Markup:
     return tag("div", *tables, class_="matrices", style=f"--width:{label + columns + 90}px")
 
 
-def _matrix(value: Any) -> np.ndarray | None:
-    """``[C, C + 1]`` counts, or None where the file holds none of that form."""
+def matrix_of(value: Any) -> np.ndarray | None:
+    """``[C, C + 1]`` counts, the last column of answers that name no class, or ``[C, C]`` where
+    there can be none; None where the file holds neither."""
     if not isinstance(value, list) or not value or not all(isinstance(r, list) for r in value):
         return None
-    if any(len(row) != len(value) + 1 for row in value):
+    width = len(value[0])
+    if width not in (len(value), len(value) + 1) or any(len(row) != width for row in value):
         return None
     known = [[number(v) for v in row] for row in value]
     if any(v is None for row in known for v in row):
@@ -114,7 +116,7 @@ def _table(title: str, f1: float | None, matrix: np.ndarray, names: list[str]) -
     head = tag("tr", tag("td"),
                *(tag("th", tag("span", n), scope="col", title=n) for n in names),
                tag("th", tag("span", "unpar\u00adsable"), scope="col", class_="lost",
-                   title="answers that name no class"))
+                   title="answers that name no class") if matrix.shape[1] > size else None)
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="confusion")
     beside = tag("small", score(f1)) if f1 is not None else None
     return tag("figure", tag("figcaption", tag("h3", title, beside)),

@@ -168,7 +168,7 @@ def _stage_panel(
     if earlier and reference:
         legend.append(("ref", "line", f"test mean {words(earlier[0])}"))
     read_outs = [
-        _at(rounds[i], [("test", test.describe(i) if test else None),
+        at(run, rounds[i], [("test", test.describe(i) if test else None),
                         ("validation", val.describe(i) if val else None)])
         for i in range(len(rounds))
     ]
@@ -182,8 +182,8 @@ def _server_panel(run: RunFiles, axis: Axis, metric: str, server: dict[str, Colu
     rounds = rounds_done(run)
     styles = {"test": ("srv", "test"), "val": ("srv val", "validation")}
     layers = [Line(column, styles[split][0]) for split, column in server.items()]
-    read_outs = [_at(r, [(styles[split][1], score(column[i])) for split, column in server.items()])
-                 for i, r in enumerate(rounds)]
+    read_outs = [at(run, r, [(styles[split][1], score(column[i]))
+                             for split, column in server.items()]) for i, r in enumerate(rounds)]
     return panel(
         "Server", line_chart(layers, rounds, axis, label=f"Server: {words(metric)} by round",
                              y_label=f"{words(metric)} (0 to 1)", read_outs=read_outs),
@@ -192,15 +192,18 @@ def _server_panel(run: RunFiles, axis: Axis, metric: str, server: dict[str, Colu
 
 
 def loss_section(run: RunFiles) -> Markup | None:
-    """One panel per loss found under ``train``, whatever the method calls it."""
+    """One panel per loss found under ``train``, whatever the method calls it; versions of a
+    three-tier run, each of another edge, have their own."""
+    if run.unit == "version":
+        return None
     paths = dict.fromkeys(p for entry in run.rounds for p in _leaves(entry.get("train")))
     panels = [drawn for path in sorted(paths, key=_in_order_of_the_round)
               if (drawn := _loss_panel(run, path))]
     if not panels:
         return None
     return section("losses", "Training losses", grid(*panels),
-                   lead="As the run logged them for each stage of a round. Every panel has its own "
-                   "scale, logarithmic where a loss spans two decades or more.")
+                   lead=f"As the run logged them for each stage of a {run.unit}. Every panel has "
+                   "its own scale, logarithmic where a loss spans two decades or more.")
 
 
 def _in_order_of_the_round(path: tuple[str, ...]) -> tuple[int, ...]:
@@ -216,7 +219,7 @@ def _loss_panel(run: RunFiles, path: tuple[str, ...]) -> Markup | None:
     rounds = rounds_done(run)
     style = "srv" if path[0] == "server" else "dev"
     axis = loss_axis([*crowd.low, *crowd.high])
-    read_outs = [_at(r, [("loss", crowd.describe(i, figure))]) for i, r in enumerate(rounds)]
+    read_outs = [at(run, r, [("loss", crowd.describe(i, figure))]) for i, r in enumerate(rounds)]
     *stage, name = path
     where = " · ".join(words(part) for part in stage)
     title = f"{where}: {words(name)}" if where else words(name)
@@ -224,8 +227,9 @@ def _loss_panel(run: RunFiles, path: tuple[str, ...]) -> Markup | None:
     unit = f" ({', '.join(notes)})" if notes else ""
     several = len(crowd.per_device) > 1
     return panel(capital(title),
-                 line_chart(crowd.layers(style), rounds, axis, label=f"{title}: loss by round",
-                            y_label=f"loss{unit}", read_outs=read_outs),
+                 line_chart(crowd.layers(style), rounds, axis, label=f"{title}: loss by {run.unit}",
+                            y_label=f"loss{unit}", read_outs=read_outs,
+                            x_label=f"{run.unit}s done"),
                  legend=[(style, "line", "mean"), *crowd.legend(style)] if several else [],
                  read_out=read_outs[-1])
 
@@ -264,7 +268,8 @@ def _bytes_panel(run: RunFiles, title: str, column: Column, style: str) -> Marku
     rounds = rounds_done(run)
     divisor, unit = byte_unit(column)
     scaled: Column = [None if v is None else v / divisor for v in column]
-    read_outs = [_at(r, [("sent", byte_text(v) + (f" ({v:,.0f} B)" if v and v >= 1000 else ""))])
+    read_outs = [at(run, r, [("sent", byte_text(v) + (
+        f" ({v:,.0f} B)" if v and v >= 1000 else ""))])
                  for r, v in zip(rounds, column, strict=True)]
     chart = bar_chart(scaled, rounds, linear_axis(scaled, from_zero=True),
                       label=f"{title}, {unit} by round", y_label=f"{unit} per device and round",
@@ -272,8 +277,10 @@ def _bytes_panel(run: RunFiles, title: str, column: Column, style: str) -> Marku
     return panel(title, chart, read_out=read_outs[-1])
 
 
-def _at(done: int, figures: Sequence[tuple[str, str | None]]) -> str:
-    return f"Round {done}: " + ", ".join(f"{name} {value}" for name, value in figures if value)
+def at(run: RunFiles, done: int, figures: Sequence[tuple[str, str | None]]) -> str:
+    """What the pointer reads at a round: ``Round 3: test 0.812, validation 0.806``."""
+    return f"{capital(run.unit)} {done}: " + ", ".join(
+        f"{name} {value}" for name, value in figures if value)
 
 
 def _table(value: object) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 
 from mlecs_jax.report.axes import byte_text, duration, figure, linear_axis, score
-from mlecs_jax.report.blocks import proper, words
+from mlecs_jax.report.blocks import proper, tile, words
 from mlecs_jax.report.curves import client_scores, primary_metric, server_scores, stages_of
 from mlecs_jax.report.markup import Markup, tag
-from mlecs_jax.report.run_files import RunFiles, dig, number
+from mlecs_jax.report.run_files import RunFiles, dig, number, text
+from mlecs_jax.report.sentiment import sentiment_tiles
 from mlecs_jax.report.svg import strip
 
 BANNERS = {
@@ -27,13 +27,14 @@ def header(run: RunFiles) -> Markup:
     """Badge, title, what must be said of the method, state of the run and its settings."""
     badge = {"real": "Real data", "simulated": "Simulated data"}.get(
         run.data_source or "", "Unlabelled data")
+    notes = [found for key in ("note", "caution") if (found := text(run.summary.get(key)))]
     title = tag("h1", proper(run.method), tag("span", " on "), proper(run.dataset))
     facts = tag("dl", *(tag("div", tag("dt", name), tag("dd", value),
                             class_="long" if len(str(value)) > 14 else None)
                         for name, value in _facts(run) if value is not None), class_="facts")
     return tag("header", tag("p", tag("span", badge, class_=f"badge {run.data_source or 'none'}"),
                              tag("span", _state(run), class_="state"), class_="strip"),
-               title, tag("p", note) if (note := run.summary.get("note")) else None, facts)
+               title, *(tag("p", note, class_="lead") for note in notes), facts)
 
 
 def banner(run: RunFiles) -> Markup | None:
@@ -51,17 +52,18 @@ def page_title(run: RunFiles) -> str:
 
 
 def tiles(run: RunFiles) -> Markup:
-    """Devices, server, bytes and time at a glance."""
-    return tag("div", _devices_tile(run), _server_tile(run), _bytes_tile(run), _time_tile(run),
-               class_="tiles")
+    """Scores, bytes and time at a glance."""
+    return tag("div", _devices_tile(run), _server_tile(run), *sentiment_tiles(run),
+               _bytes_tile(run), _time_tile(run), class_="tiles")
 
 
 def _state(run: RunFiles) -> str:
     done, total = len(run.rounds), run.total_rounds
     if run.finished:
-        return f"finished, {done} rounds"
+        return f"finished, {done} {run.unit}s"
     of = f" of {total}" if total else ""
-    return f"under way: {done}{of} rounds done, no summary yet; figures are those of the last round"
+    return (f"under way: {done}{of} {run.unit}s done, no summary yet; figures are those of the "
+            f"last {run.unit}")
 
 
 def _facts(run: RunFiles) -> list[tuple[str, object]]:
@@ -73,14 +75,31 @@ def _facts(run: RunFiles) -> list[tuple[str, object]]:
     return [
         ("configuration", value("config_name", "config_name")),
         ("split", value("split", "data", "split")),
+        *_tree_facts(run),
         ("devices N", run.num_clients),
         ("modality rate ρ", value("rho", "partition", "rho")),
-        ("rounds", run.total_rounds),
+        (f"{run.unit}s", run.total_rounds),
         ("seed", value("seed", "seed")),
         ("partition seed", value("partition_seed", "partition", "seed")),
         ("modalities", ", ".join(run.modalities) or None),
         ("versions", _versions(run)),
     ]
+
+
+def _tree_facts(run: RunFiles) -> list[tuple[str, object]]:
+    """Edges, ends and clock of a three-tier run."""
+    if run.unit != "version":
+        return []
+
+    def value(*path: str) -> object:
+        return dig(run.config, *path)
+
+    mode = {"async": "waits for no one", "sync": "waits for all"}.get(
+        str(value("method", "mode")))
+    return [("cloud", mode), ("edges", value("partition", "edges")),
+            ("ends of each", value("partition", "ends")),
+            ("speeds of the edges", value("clock", "speeds")), ("links", value("clock", "links")),
+            ("Dirichlet α of sentiments", value("partition", "alpha"))]
 
 
 def _versions(run: RunFiles) -> str | None:
@@ -91,13 +110,6 @@ def _versions(run: RunFiles) -> str | None:
              if name in versions]
     shown += [str(versions["device"])] if "device" in versions else []
     return ", ".join(shown) or None
-
-
-def _tile(title: str, main: str, unit: str, lines: Sequence[str | None], style: str = "",
-          drawing: Markup | None = None) -> Markup:
-    return tag("div", tag("h2", title), tag("p", tag("b", main), " ", tag("span", unit)), drawing,
-               *(tag("p", line, class_="small") for line in lines if line),
-               class_=f"tile {style}".strip())
 
 
 def _devices_tile(run: RunFiles) -> Markup | None:
@@ -118,7 +130,7 @@ def _devices_tile(run: RunFiles) -> Markup | None:
                     label=f"{words(metric)} of {len(values)} devices") if len(values) > 1 else None
     later = number(dig(summary, "after_broadcast", f"avg_{metric}"))
     chosen = _best_val(run, "client", f"avg_{metric}")
-    return _tile(
+    return tile(
         "Devices", score(spread["avg"]), f"mean test {words(metric)}",
         [f"best {score(spread['best'])}, worst {score(spread['worst'])}",
          f"after broadcast {score(later)}" if later is not None else None, chosen],
@@ -137,8 +149,8 @@ def _server_tile(run: RunFiles) -> Markup | None:
              for key, name in (("weighted_f1", "weighted F1"), ("accuracy", "accuracy"),
                                ("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"))
              if number(dig(run.summary, "server", key)) is not None]
-    return _tile("Server", score(value), f"test {words(metric)}",
-                 [", ".join(lines) or None, _best_val(run, "server", metric)], "srv")
+    return tile("Server", score(value), f"test {words(metric)}",
+                [", ".join(lines) or None, _best_val(run, "server", metric)], "srv")
 
 
 def _best_val(run: RunFiles, *path: str) -> str | None:
@@ -159,10 +171,10 @@ def _bytes_tile(run: RunFiles) -> Markup | None:
         return None
     share = number(dig(run.summary, "communication", "share_of_parameters"))
     amount, _, unit = byte_text(up).partition(" ")
-    return _tile("Communication", amount, f"{unit} up, per device and round".strip(),
-                 [f"{byte_text(down)} down",
-                  None if share is None
-                  else f"{figure(100 * share)} % of a device's parameters exchanged"])
+    return tile("Communication", amount, f"{unit} up, per device and round".strip(),
+                [f"{byte_text(down)} down",
+                 None if share is None
+                 else f"{figure(100 * share)} % of a device's parameters exchanged"])
 
 
 def _time_tile(run: RunFiles) -> Markup | None:
@@ -174,6 +186,6 @@ def _time_tile(run: RunFiles) -> Markup | None:
         return None
     compiled = number(dig(run.summary, "timing", "compile_s"))
     amount, _, unit = duration(seconds).partition(" ")
-    return _tile("Time", amount, f"{unit} per round",
-                 [f"{duration(sum(measured))} for all rounds" if measured else None,
-                  f"compilation {duration(compiled)}" if compiled is not None else None])
+    return tile("Time", amount, f"{unit} per {run.unit}",
+                [f"{duration(sum(measured))} for all {run.unit}s" if measured else None,
+                 f"compilation {duration(compiled)}" if compiled is not None else None])

@@ -44,6 +44,14 @@ class RunFiles:
         return self.rounds[-1]
 
     @property
+    def unit(self) -> str:
+        """What a record is of: a ``round``, a ``version`` of the model of a cloud that waits for
+        no one, or an ``epoch`` on one machine."""
+        if "edges" in self.last:
+            return "version"
+        return "epoch" if "epoch" in self.last else "round"
+
+    @property
     def total_rounds(self) -> int | None:
         for value in (self.summary.get("rounds"), self.last.get("rounds"),
                       dig(self.config, "train", "rounds")):

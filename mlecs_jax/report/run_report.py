@@ -16,14 +16,25 @@ from mlecs_jax.report.headline import banner, header, page_title, tiles
 from mlecs_jax.report.markup import Markup, tag
 from mlecs_jax.report.page import page, replace
 from mlecs_jax.report.run_files import RunFiles, read_run
+from mlecs_jax.report.sentiment import (
+    scores_section,
+    sentiment_confusion_section,
+    sentiment_learning_section,
+)
+from mlecs_jax.report.tiers import edges_section, sent_section
 
-_PANELS = (
+_PANELS = (  # a run has those of its kind
+    ("scores", "Scores", scores_section),
     ("learning", "Learning", learning_section),
+    ("learning", "Learning", sentiment_learning_section),
+    ("edges", "Edges", edges_section),
     ("modalities", "Modalities", modality_section),
     ("confusion", "Confusion", confusion_section),
+    ("confusion", "Confusion", sentiment_confusion_section),
     ("captions", "Captions", captions_section),
     ("losses", "Losses", loss_section),
     ("communication", "Communication", communication_section),
+    ("communication", "Communication", sent_section),
     ("devices", "Every device", table_section),
     ("deployment", "Deployment", deployment_section),
 )
@@ -83,6 +94,6 @@ def _flat(tree: object, path: str = "") -> Iterator[tuple[str, str]]:
 def _footer(run: RunFiles) -> Markup:
     files = ("config.json, metrics.jsonl and summary.json" if run.finished
              else "config.json and metrics.jsonl")
-    return tag("footer", tag("p", f"Made from {files} in ", tag("code", run.name),
+    return tag("footer", tag("p", f"Every figure is from {files} in ", tag("code", run.name),
                              ". To make this page again: ",
                              tag("code", "python -m mlecs_jax.report WORKDIR")))

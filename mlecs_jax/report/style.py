@@ -78,6 +78,7 @@ nav a { text-underline-offset: 3px; text-decoration-color: var(--axis); padding:
 nav a:hover { text-decoration-color: currentColor; }
 section { margin-top: 44px; padding-top: 18px; border-top: 1px solid var(--rule); }
 .lead { color: var(--muted); max-width: 68ch; margin-top: 4px; font-size: 15px; }
+header .lead { margin: -10px 0 16px; }
 .grid-of-panels { display: grid; column-gap: 32px; margin-top: 22px;
   grid-template-columns: repeat(auto-fill, minmax(min(318px, 100%), 1fr)); }
 /* Captions, drawings and read-outs of neighbours stand on common lines. */

@@ -22,10 +22,12 @@ Values = Sequence[float | None]
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One value per round; None breaks the line. ``style``: CSS classes."""
+    """One value per position; None breaks the line. ``style``: CSS classes. ``xs``: positions of
+    its own, where they are not the chart's."""
 
     values: Values
     style: str
+    xs: Sequence[Number] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,28 +41,37 @@ class Band:
 
 def line_chart(
     layers: Sequence[Line | Band],
-    rounds: list[int],
+    at: Sequence[Number],
     y_axis: Axis,
     *,
     label: str,
     y_label: str,
     read_outs: Sequence[str],
+    x_label: str = "rounds done",
+    x_axis: Axis | None = None,
 ) -> Markup:
-    """Lines and bands over rounds, drawn in the order given.
+    """Lines and bands over rounds, or whatever ``x_label`` says, drawn in the order given.
 
     Args:
-      layers: each with one value per entry of ``rounds``.
-      rounds: the x positions.
+      layers: each with one value per entry of ``at``, unless it has positions of its own.
+      at: the x positions, rising.
       y_axis: must cover all values.
       label: what a screen reader says of the chart.
       y_label: what the y axis shows, with its unit.
-      read_outs: for every round, what the pointer reads there.
+      read_outs: for every position, what the pointer reads there.
+      x_axis: of whole rounds, if none is given.
     """
-    x_axis = round_axis(rounds)
-    xs = [_x(x_axis, r) for r in rounds]
-    drawn = [_line(xs, layer, y_axis) if isinstance(layer, Line) else _band(xs, layer, y_axis)
-             for layer in layers]
-    return _frame(x_axis, y_axis, label, y_label, [*drawn, _pointer_columns(xs, read_outs)])
+    x_axis = x_axis or round_axis([int(x) for x in at])
+    xs = [_x(x_axis, x) for x in at]
+    drawn = []
+    for layer in layers:
+        if isinstance(layer, Band):
+            drawn.append(_band(xs, layer, y_axis))
+        else:
+            own = xs if layer.xs is None else [_x(x_axis, x) for x in layer.xs]
+            drawn.append(_line(own, layer, y_axis))
+    return _frame(x_axis, y_axis, label, y_label, x_label,
+                  [*drawn, _pointer_columns(xs, read_outs)])
 
 
 def bar_chart(
@@ -72,6 +83,7 @@ def bar_chart(
     y_label: str,
     read_outs: Sequence[str],
     style: str,
+    x_label: str = "rounds done",
 ) -> Markup:
     """One bar per round from 0; arguments as for `line_chart`."""
     low, high = min(rounds), max(rounds)
@@ -85,7 +97,8 @@ def bar_chart(
             class_=f"bar {style}")
         for x, v in zip(xs, values, strict=True) if v is not None
     ]
-    return _frame(x_axis, y_axis, label, y_label, [*bars, _pointer_columns(xs, read_outs)])
+    return _frame(x_axis, y_axis, label, y_label, x_label,
+                  [*bars, _pointer_columns(xs, read_outs)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +112,11 @@ class DotRow:
     mark: str = "dot"
 
 
-def dot_rows(rows: Sequence[DotRow], x_axis: Axis, *, label: str, x_label: str) -> Markup:
-    """Rows of marks over one axis; a row of several dots also shows their mean as a bar."""
+def dot_rows(
+    rows: Sequence[DotRow], x_axis: Axis, *, label: str, x_label: str, means: bool = True
+) -> Markup:
+    """Rows of marks over one axis; a row of several dots also shows their mean as a bar, unless
+    ``means`` is off."""
     left, row_height, top = 122, 26, 6
     bottom = top + row_height * len(rows)
 
@@ -117,7 +133,7 @@ def dot_rows(rows: Sequence[DotRow], x_axis: Axis, *, label: str, x_label: str) 
         parts.append(tag("line", x1=left, x2=WIDTH - 14, y1=y, y2=y, class_="grid"))
         for value, title in zip(row.values, row.titles, strict=True):
             parts.append(_mark(row.mark, at(value), y, row.style, title, len(row.values)))
-        if len(row.values) > 1:
+        if means and len(row.values) > 1:
             mean = statistics.fmean(row.values)
             parts.append(tag("line", x1=at(mean), x2=at(mean), y1=y - 9, y2=y + 9,
                              class_=f"mean {row.style}"))
@@ -296,7 +312,7 @@ def _y(axis: Axis, value: Number) -> float:
 
 
 def _frame(
-    x_axis: Axis, y_axis: Axis, label: str, y_label: str, drawn: Sequence[Markup]
+    x_axis: Axis, y_axis: Axis, label: str, y_label: str, x_label: str, drawn: Sequence[Markup]
 ) -> Markup:
     left, right, bottom = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM
     parts: list[Markup] = [_text(y_label, 2, 11, "axis-title")]
@@ -309,7 +325,7 @@ def _frame(
         parts.append(tag("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
         parts.append(_text(figure(tick), x, bottom + 16, "tick middle"))
     parts.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
-    parts.append(_text("rounds done", right, bottom + 31, "axis-title end"))
+    parts.append(_text(x_label, right, bottom + 31, "axis-title end"))
     return _svg(WIDTH, HEIGHT, label, [*parts, *drawn])
 
 

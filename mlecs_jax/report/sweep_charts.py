@@ -202,7 +202,8 @@ def confusions_section(sweep: SweepFiles) -> Markup | None:
             if name not in _FIRST[:3] and len(by_series(runs)) > 3:
                 continue
             files = [run.files for run in members if run.files]
-            total = summed_matrix([c.get("confusion") for f in files for c in f.clients])
+            total = summed_matrix([c.get("confusion") for f in files for c in f.clients] or [
+                dig(f.summary, "confusion", "personal") for f in files])
             if total is not None:
                 found = dig(files[0].summary, "class_names")
                 names = [str(n) for n in found] if isinstance(found, list) else []
@@ -210,8 +211,9 @@ def confusions_section(sweep: SweepFiles) -> Markup | None:
     if not tables:
         return None
     return section("confusion", "Confusion matrices", matrices(tables, names),
-                   lead="Test samples of the last round, all devices and seeds together. Rows: "
-                   "true class; columns: answer; last column: answers that name no class.")
+                   lead="Test samples, all devices or edges and all seeds together. Rows: true "
+                   "class; columns: answer; a last column “unparsable”: answers that name no "
+                   "class.")
 
 
 def samples_section(sweep: SweepFiles) -> Markup | None:

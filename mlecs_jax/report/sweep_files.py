@@ -11,7 +11,7 @@ from typing import Any
 
 from mlecs_jax.errors import UserError
 from mlecs_jax.report.blocks import proper
-from mlecs_jax.report.run_files import RunFiles, read_run
+from mlecs_jax.report.run_files import RunFiles, read_run, text
 
 SWEEP = "sweep.json"
 Labels = Mapping[str, Any]
@@ -30,12 +30,19 @@ class SweepRun:
       link: its folder, relative to the sweep's.
       failure: a line; empty where it ended well.
       folder: where it stands.
+      named: ``real`` or ``simulated`` data, ``none`` where nothing was trained; None where
+        neither the sweep nor the run's own files say.
     """
 
     labels: Labels
     link: str
     failure: str
     folder: Path
+    named: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        return self.named or (self.files.data_source if self.files else None)
 
     @functools.cached_property
     def files(self) -> RunFiles | None:
@@ -77,7 +84,7 @@ class SweepFiles:
     @functools.cached_property
     def data_source(self) -> str | None:
         """``real``, ``simulated`` or None; one simulated run makes a sweep simulated."""
-        found = {run.files.data_source for run in self.finished if run.files}
+        found = {run.source for run in self.finished} - {None, "none"}
         if "simulated" in found:
             return "simulated"
         return "real" if found == {"real"} else None
@@ -143,7 +150,8 @@ def read_sweep(folder: Path) -> SweepFiles:
     try:
         content = json.loads(path.read_text("utf-8"))
         runs = tuple(SweepRun(run["labels"], str(run["run"]), str(run["failure"]),
-                              folder / str(run["run"])) for run in content["runs"])
+                              folder / str(run["run"]), text(run.get("data_source")))
+                     for run in content["runs"])
     except FileNotFoundError:
         raise UserError(f"'{folder}' has no {SWEEP}; give the folder of a sweep") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

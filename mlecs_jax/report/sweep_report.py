@@ -22,12 +22,14 @@ from mlecs_jax.report.sweep_tables import (
     runs_section,
     tables_section,
 )
+from mlecs_jax.report.sweep_tiers import times_section
 
 _PANELS = (
     ("findings", "Findings", findings_section),
     ("differences", "Differences", differences_section),
     ("tables", "Tables", tables_section),
     ("learning", "Learning", curves_section),
+    ("times", "Over time", times_section),
     ("communication", "Communication", bytes_section),
     ("modalities", "Modalities", availability_section),
     ("confusion", "Confusion", confusions_section),

@@ -9,7 +9,7 @@ from mlecs_jax.report.axes import duration, linear_axis, score
 from mlecs_jax.report.blocks import grid, panel, scroller, section
 from mlecs_jax.report.curves import primary_metric
 from mlecs_jax.report.markup import Markup, tag
-from mlecs_jax.report.run_files import dig, number
+from mlecs_jax.report.run_files import RunFiles, dig, number
 from mlecs_jax.report.svg import Interval, forest
 from mlecs_jax.report.sweep_files import SweepFiles, SweepRun
 
@@ -59,7 +59,7 @@ def runs_section(sweep: SweepFiles) -> Markup:
                 tag("td", *(_run_link(run) for run in runs)), id=_slug(group))
             for group, runs in groups.items()]
     head = tag("tr", *(tag("th", name, scope="col") for name in (
-        "method", "setting", "seed: mean score of the devices")))
+        "method", "setting", "seed: mean score of the devices, or test MAE")))
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="devices runs")
     seconds = number(sweep.content.get("seconds"))
     spent = sum(number(run.get("seconds")) or 0.0 for run in sweep.content["runs"])
@@ -71,13 +71,19 @@ def runs_section(sweep: SweepFiles) -> Markup:
 
 
 def _run_link(run: SweepRun) -> Markup:
-    files = run.files
-    value = None
-    if files:
-        value = number(dig(files.summary, "client", f"avg_{primary_metric(files)}"))
-    name = f"{run.labels.get('seed', '')}: {score(value)}" if value is not None else "counted"
-    page = "report.html" if files else "summary.json"
+    found = _headline(run.files) if run.files else None
+    name = f"{run.labels.get('seed', '')}: {found}" if found else "counted"
+    page = "report.html" if run.files else "summary.json"
     return tag("a", name, href=f"{run.link}/{page}", class_="seed")
+
+
+def _headline(files: RunFiles) -> str | None:
+    """The figure that a run is known by."""
+    value = number(dig(files.summary, "client", f"avg_{primary_metric(files)}"))
+    if value is not None:
+        return score(value)
+    errors = [number(dig(files.summary, part, "mae")) for part in ("client", "server")]
+    return next((f"MAE {score(error)}" for error in errors if error is not None), None)
 
 
 class _Anchors:

@@ -24,11 +24,12 @@ _OUTSIDE = tuple(f"{PACKAGE}.{name}" for name in (
     "errors", "methods", "configs", "deploy"))
 
 
-def code_version(entry: str) -> str:
-    """Eight hex digits for the method ``entry``: a name under ``methods/``, a dotted module
-    (``package.module:function``) or the path of a Python file."""
+def code_version(*entries: str) -> str:
+    """Eight hex digits for a method: a name under ``methods/``, a dotted module
+    (``package.module:function``) or the path of a Python file; or for what it and a loop of its
+    own compute together."""
     digest = hashlib.sha256(importlib.metadata.version("jax").encode())
-    for path in sorted(_reached(entry)):
+    for path in sorted(set.union(*map(_reached, entries))):
         digest.update(_meaning(path).encode())
     return digest.hexdigest()[:8]
 

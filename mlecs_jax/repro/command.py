@@ -69,7 +69,8 @@ def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Resu
 def _entry(outcome: Outcome, options: Options) -> dict[str, object]:
     folder = Path("..", outcome.folder.relative_to(options.workdir)).as_posix()
     return {"labels": outcome.job.labels, "run": folder, "failure": outcome.failure,
-            "cached": outcome.cached, "seconds": round(outcome.seconds, 1)}
+            "cached": outcome.cached, "seconds": round(outcome.seconds, 1),
+            "data_source": outcome.provenance.data["source"] if outcome.provenance else None}
 
 
 def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, seconds: float,

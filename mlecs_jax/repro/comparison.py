@@ -177,15 +177,16 @@ def _sentence(ours: str, other: str, found: Difference, metric: str, data: str) 
     head = f"{data}: {a} minus {b}, {metric} of the devices: {difference_text(found)}"
     note = f" ({b}: {NOTES[other]})" if other in NOTES else ""
     seeds = f", {found.n} seeds" if found.low is not None else ""
+    return f"{head}{seeds}; {verdict(a, found)}{note}."
+
+
+def verdict(name: str, found: Difference, lower: bool = False) -> str:
+    """What a difference says of the method ``name``; ``lower``: less is better."""
     if found.low is None:
-        verdict = "one seed says nothing about the difference"
-    elif found.above:
-        verdict = f"{a} is better"
-    elif found.below:
-        verdict = f"{a} is worse"
-    else:
-        verdict = "no difference is shown"
-    return f"{head}{seeds}; {verdict}{note}."
+        return "one seed says nothing about the difference"
+    if found.above or found.below:
+        return f"{name} is {'worse' if found.above == lower else 'better'}"
+    return "no difference is shown"
 
 
 def _first_places(

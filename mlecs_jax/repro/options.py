@@ -20,6 +20,9 @@ USAGE = """python -m mlecs_jax.repro SYSTEM ARTEFACT [options] [--config.KEY=VAL
 
   python -m mlecs_jax.repro mlecs table1 --preset=cpu --seeds=5 --data=real --dataset=ur_fall"""
 SEEDS = {"smoke": 2, "cpu": 5, "paper": 5}
+DATASETS = {"mlecs": ("ur_fall",)}
+"""Of a system where none is asked for; artefacts of other systems have their own."""
+PUBLICS = ("unlabelled", "labelled")  # what devices' public data may be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Options:
       preset: variant of the datasets' configs: ``smoke``, ``cpu`` or ``paper``.
       seeds: how many; seed s is both the run's and the partition's.
       data: ``real``, ``simulated`` or ``auto``.
-      datasets: names of shipped configs, or files with ``get_config()``.
-      methods, splits, rhos, devices, labelled: the grid; None takes the artefact's own.
+      datasets: names of shipped configs, or files with ``get_config()``; empty: the artefact's.
+      methods, splits, rhos, devices, labelled, publics: the grid; None takes the artefact's own.
       workdir: runs and results; several artefacts may share it, and then share runs.
       processes: worker processes.
       any_code: finished runs made by other versions of the sources count as done.
@@ -51,6 +54,7 @@ class Options:
     rhos: tuple[float, ...] | None
     devices: tuple[int, ...] | None
     labelled: tuple[int, ...] | None
+    publics: tuple[str, ...] | None
     workdir: Path
     processes: int
     any_code: bool
@@ -68,7 +72,8 @@ class Options:
         parts: dict[str, Sequence[object] | None] = {
             "preset": [self.preset], "seeds": [self.seeds], "data": [self.data],
             "dataset": self.datasets, "methods": self.methods, "splits": self.splits,
-            "rho": self.rhos, "devices": self.devices, "labelled": self.labelled}
+            "rho": self.rhos, "devices": self.devices, "labelled": self.labelled,
+            "public": self.publics}
         return " ".join(["python -m mlecs_jax.repro", self.system, self.artefact,
                          *(f"--{name}={','.join(map(str, values))}"
                            for name, values in parts.items() if values), *self.overrides])
@@ -161,11 +166,14 @@ def parse(arguments: Sequence[str], known: dict[str, Sequence[str]]) -> Options:
             raise UserError(f"{name} is {value}; give 1 or more")
     return Options(
         system=found.system, artefact=found.artefact, preset=found.preset, seeds=seeds,
-        data=found.data, datasets=_names(found.dataset) or (), methods=_names(found.methods),
+        data=found.data,
+        datasets=_names(found.dataset) or DATASETS.get(found.system, ()),
+        methods=_names(found.methods),
         splits=_names(found.splits), rhos=_numbers("--rho", found.rho, float),
         devices=_numbers("--devices", found.devices, int),
-        labelled=_numbers("--labelled", found.labelled, int), workdir=Path(found.workdir),
-        processes=found.processes, any_code=found.code == "any", overrides=tuple(overrides),
+        labelled=_numbers("--labelled", found.labelled, int), publics=_publics(found.public),
+        workdir=Path(found.workdir), processes=found.processes, any_code=found.code == "any",
+        overrides=tuple(overrides),
         write_docs=Path(found.write_docs) if found.write_docs else None)
 
 
@@ -182,13 +190,16 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
         help="smoke: minutes, to see it work; cpu (default): hours on a laptop; paper: literal")
     add("--seeds", type=int, help=f"partitions and initialisations (default: {SEEDS})")
     add("--data", choices=("real", "simulated", "auto"), default="auto")
-    add("--dataset", default="ur_fall", help="ur_fall, vast, or several with commas")
+    add("--dataset", default="", help="of mlecs: ur_fall (default), vast; of mega convergence, "
+        "ablation and adapters: mosi (default), mosei; or several with commas")
     add("--methods", default="", help="some methods only, with commas")
-    add("--splits", default="", help="frame, sequence or both with a comma")
-    add("--rho", default="", help="some ρ only, with commas")
+    add("--splits", default="", help="of mlecs: frame, sequence; of mega: canonical, video, "
+        "segment; or several with commas")
+    add("--rho", default="", help="mlecs: some ρ only, with commas")
     add("--devices", default="", help="table2: some numbers of devices only, with commas")
     add("--labelled", default="", help="regime: some numbers of labelled samples per device only, "
         "with commas; 0: all")
+    add("--public", default="", help=f"regime: {' or '.join(PUBLICS)}; default: both")
     add("--workdir", default="repro", help="runs and results (default: repro); made again from "
         "what is there, so the same command resumes")
     add("--processes", type=int, default=os.cpu_count() or 1,
@@ -201,6 +212,13 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
 
 def _names(text: str) -> tuple[str, ...] | None:
     return tuple(part.strip() for part in text.split(",") if part.strip()) or None
+
+
+def _publics(text: str) -> tuple[str, ...] | None:
+    for name in _names(text) or ():
+        if name not in PUBLICS:
+            raise UserError(f"--public is '{text}'; use {' or '.join(PUBLICS)}")
+    return _names(text)
 
 
 def _numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...] | None:

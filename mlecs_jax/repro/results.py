@@ -105,7 +105,7 @@ def write(rows: Sequence[Row], folder: Path) -> None:
 
 def _numbers(summary: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], float]]:
     """Every figure of a summary by selection and dotted name."""
-    for group in ("client", "server", "communication", "timing", "extra"):
+    for group in ("client", "server", "validation", "communication", "timing", "extra"):
         for name, value in _leaves(summary.get(group), group):
             yield (FINAL, name), value
     for group in ("client", "server"):

@@ -1,0 +1,281 @@
+"""What the runs of an artefact show: scores, paired differences, the paper's figures beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from mlecs_jax.mega import latency as latencies
+from mlecs_jax.mega import published
+from mlecs_jax.mega.runner import LATENCY, PARAMS
+from mlecs_jax.report.blocks import proper
+from mlecs_jax.repro.comparison import data_words, seeds_words, verdict
+from mlecs_jax.repro.job import Label
+from mlecs_jax.repro.options import Options
+from mlecs_jax.repro.results import FINAL, Results, Run
+from mlecs_jax.repro.statistics import paired, spread
+from mlecs_jax.repro.tables import (
+    Cell,
+    Findings,
+    Labels,
+    Table,
+    difference_cell,
+    difference_text,
+    mark_best,
+    mean_text,
+    share,
+)
+
+OURS, FULL = "mega_ce2", "full"
+SCORES = {"acc2_non0": "Acc2 non0", "f1_non0": "F1 non0", "acc2_has0": "Acc2 has0",
+          "acc7": "Acc7", "f1_7": "F1, 7 classes", "mae": "MAE", "corr": "Corr"}
+LOWER = ("mae",)
+KINDS = {"client": "personalised", "server": "global"}
+PAIRED = ("Paired by seed (same split, partition and clock), mean difference and 95 % confidence "
+          "interval (Student's t over seeds), marked where it excludes 0; no correction for the "
+          "number of comparisons. A lower MAE is better.")
+PRINTED = ("Grey: as the paper prints them; it splits at random, does not say which Acc2, and its "
+           "F1 cannot be that of the same binary predictions.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One row of a table of scores.
+
+    Attributes:
+      name: for people.
+      labels: of the runs.
+      group: ``client`` (each segment by its own edge's model) or ``server`` (the one model).
+      printed: the paper's figures, where it has this row.
+    """
+
+    name: str
+    labels: Labels
+    group: str
+    printed: published.Printed | None = None
+
+    def at(self, results: Results, score: str) -> dict[int, float]:
+        """``{seed: value}``."""
+        return results.at(f"{self.group}.{score}", self.labels)
+
+
+def settings(results: Results) -> Iterator[dict[str, Label]]:
+    """Every dataset and split of the results."""
+    for dataset in results.distinct("dataset", {}):
+        for split in results.distinct("split", {"dataset": dataset}):
+            yield {"dataset": dataset, "split": split}
+
+
+def score_table(results: Results, where: Labels, title: str, sides: Sequence[Side],
+                note: str) -> Table:
+    """Mean ± standard deviation of every score, the best of a column marked, and what the paper
+    prints."""
+    values = [[side.at(results, score) for score in SCORES] for side in sides]
+    printed = published.COLUMNS if any(side.printed for side in sides) else ()
+    rows = [(Cell(side.name, side.labels), *(Cell(mean_text(v), side.labels) for v in row),
+             *(Cell(share(side.printed[i]) if side.printed else "", tone="quiet")
+               for i in range(len(printed))))
+            for side, row in zip(sides, values, strict=True)]
+    means = [[(-1 if score in LOWER else 1) * s.mean if (s := spread(v)) else None
+              for score, v in zip(SCORES, row, strict=True)] + [None] * len(printed)
+             for row in values]
+    return Table(
+        f"{title}, {data_words(results, where)}",
+        ("", *SCORES.values(), *(f"paper: {name}" for name in printed)),
+        mark_best(rows, means, [True] * len(rows)),
+        f"Mean ± standard deviation over {seeds_words(results, where)}; bold: the best mean of a "
+        f"column. {note}" + (f" {PRINTED}" if printed else ""))
+
+
+def difference_table(results: Results, where: Labels, title: str,
+                     pairs: Sequence[tuple[str, Side, Side]]) -> Table:
+    """Paired differences, first side minus second, of every score."""
+    return Table(f"{title}, {data_words(results, where)}", ("", *SCORES.values()), tuple(
+        (Cell(name), *(difference_cell(paired(a.at(results, score), b.at(results, score)),
+                                       a.labels) for score in SCORES))
+        for name, a, b in pairs), PAIRED)
+
+
+def sentence(results: Results, where: Labels, a: Side, b: Side, score: str) -> list[str]:
+    """What a paired difference says; nothing where there is none."""
+    found = paired(a.at(results, score), b.at(results, score))
+    if found is None:
+        return []
+    seeds = f", {found.n} seeds" if found.n > 1 else ""
+    return [f"{data_words(results, where)}: {a.name} minus {b.name}, {SCORES[score]}: "
+            f"{difference_text(found)}{seeds}; {verdict(a.name, found, score in LOWER)}."]
+
+
+def comparison(options: Options, results: Results) -> Findings:
+    """Tables 1 and 2: all models, and what Mega-CE² gains or loses against each."""
+    del options
+    tables, said = [], []
+    for where in settings(results):
+        sides = _models(results, where)
+        tables.append(score_table(
+            results, where, "Test scores", sides,
+            "Mega-CE² is trained in three tiers on unlike edges; the others centrally, on all "
+            "training segments. Personalised: each test segment by its own edge."))
+        for ours in (side for side in sides if side.labels["method"] == OURS):
+            others = [side for side in sides if side != ours]
+            if others:
+                tables.append(difference_table(
+                    results, where, f"{ours.name}, minus each other",
+                    [(f"minus {other.name}", ours, other) for other in others]))
+            if ours.group == "client":
+                said += [line for other in others
+                         for line in sentence(results, where, ours, other, "acc2_non0")]
+    return Findings(tuple(tables), tuple(said))
+
+
+def _models(results: Results, where: Labels) -> list[Side]:
+    sides = []
+    for method in results.distinct("method", where):
+        labels = {**where, "method": method}
+        printed = published.COMPARED.get(str(where["dataset"]), {}).get(str(method))
+        if method == OURS:
+            sides += [Side(f"Mega-CE², {word}", labels, group,
+                           printed if group == "client" else None)
+                      for group, word in KINDS.items()]
+        else:
+            sides.append(Side(proper(str(method)), labels, "server", printed))
+    return sides
+
+
+def ablation(options: Options, results: Results) -> Findings:
+    """Table 4: fewer modalities or targets, against the whole model."""
+    del options
+    tables, said = [], []
+    for where in settings(results):
+        printed = published.ABLATION.get(str(where["dataset"]), {})
+        sides = {(variant, group): Side(f"{variant}, {word}", {**where, "variant": variant}, group,
+                                        printed.get(variant) if group == "client" else None)
+                 for variant in results.distinct("variant", where)
+                 for group, word in KINDS.items()}
+        tables.append(score_table(
+            results, where, "Modalities and targets", list(sides.values()),
+            "Alone: no other modality is read. Target: the others are read by it alone."))
+        pairs = [(side.name, side, sides[FULL, group]) for (variant, group), side in sides.items()
+                 if variant != FULL and (FULL, group) in sides]
+        if pairs:
+            tables.append(difference_table(results, where, "Minus the full model", pairs))
+            said += [line for _, a, b in pairs if a.group == "client"
+                     for line in sentence(results, where, a, b, "mae")]
+    return Findings(tuple(tables), tuple(said))
+
+
+def adapters(options: Options, results: Results) -> Findings:
+    """What personalisation gains over the global model of the same run, and what it sends."""
+    del options
+    tables, said = [], []
+    for where in settings(results):
+        variants = results.distinct("variant", where)
+        sides = {(variant, group): Side(f"{variant}, {word}", {**where, "variant": variant}, group)
+                 for variant in variants for group, word in KINDS.items()}
+        tables.append(score_table(
+            results, where, "Adapters", list(sides.values()),
+            "Shared: one block beside every cross-modal transformer; unshared: one each."))
+        pairs = [(f"{variant}: personalised minus global", sides[variant, "client"],
+                  sides[variant, "server"]) for variant in variants]
+        tables.append(difference_table(results, where, "What adapters give", pairs))
+        tables.append(_sizes(results, where, variants))
+        said += [line for _, a, b in pairs for score in ("mae", "acc2_non0")
+                 for line in sentence(results, where, a, b, score)]
+    return Findings(tuple(tables), tuple(said))
+
+
+def _sizes(results: Results, where: Labels, variants: Sequence[str]) -> Table:
+    """Numbers of parameters, and of bytes that left an edge on their account."""
+    columns = {"of an adapter": "extra.adapter_parameters", "of the model": "extra.parameters",
+               "bytes of adapters sent": "communication.adapter_bytes_sent"}
+    return Table(f"Parameters, {data_words(results, where)}", ("", *columns), tuple(
+        (Cell(variant), *(Cell(_count(results.at(key, labels)), labels)
+                          for key in columns.values()))
+        for variant in variants for labels in [{**where, "variant": variant}]))
+
+
+def latency(options: Options, results: Results) -> Findings:
+    """Table 3 in both accountings, sizes, and packets by codec."""
+    preset = latencies.PRESETS[options.preset]
+    tables: list[Table] = []
+    for run in results.of({"method": LATENCY}):
+        tables += [_times(run, preset), _savings(run), _packets(run)]
+    return Findings(tuple(tables))
+
+
+def _times(run: Run, preset: latencies.LatencyPreset) -> Table:
+    """Milliseconds per link preset, and the paper's."""
+    extra = _extra(run)
+    kinds = list(dict.fromkeys(name.split(": ")[0] for name in extra if name.endswith(" p50")))
+    steps = list(dict.fromkeys(name.split(": ")[1].removesuffix(" p50") for name in extra
+                               if name.endswith(" p50")))
+    return Table(
+        "Latency, milliseconds",
+        ("", *(f"{kind} links, {q}" for kind in kinds for q in ("p50", "p95")), "paper"),
+        tuple((Cell(step), *(Cell(f"{extra[f'{kind}: {step} {q}']:,.2f}", run.labels)
+                             for kind in kinds for q in ("p50", "p95")),
+               Cell(f"{published.LATENCY[step]:,.1f}" if step in published.LATENCY else "",
+                    tone="quiet")) for step in steps),
+        f"Median and 95th percentile of {preset.readings:,} readings of random features, model "
+        f"'{preset.model}'. Compute is measured on this machine; links are modelled. First "
+        "response: without inference, as the paper's 45.2 ms; full response: with it. Paper "
+        "accounting leaves the making of features out of the cloud's time.")
+
+
+def _savings(run: Run) -> Table:
+    """Sizes and shares, which have no percentiles."""
+    extra = _extra(run)
+    kinds = list(dict.fromkeys(name.split(": ")[0] for name in extra if name.endswith(" p50")))
+    columns = ("edge first response below cloud only", "edge full response below cloud only",
+               "feature packets", "answer", "raw reading")
+    units = ("%", "%", "bytes", "bytes", "bytes")
+    return Table(
+        "What the edge saves", ("links", *(f"{name}, {unit}" for name, unit in
+                                           zip(columns, units, strict=True))),
+        tuple((Cell(kind), *(Cell(f"{extra[f'{kind}: {name}']:,.{1 if unit == '%' else 0}f}",
+                                  run.labels)
+                             for name, unit in zip(columns, units, strict=True)))
+              for kind in kinds),
+        "First response against the cloud in paper accounting, full against full; medians. The "
+        "codec of the packets follows from the link. The paper prints 96.2 %, its own times give "
+        "98.6 %; 96–98 kB of features, 5–10 MB raw.")
+
+
+def _packets(run: Run) -> Table:
+    """Bytes and errors of every codec and shape."""
+    extra = _extra(run)
+    names = [name.removesuffix(": bytes") for name in extra if name.endswith(": bytes")]
+    return Table(
+        "Packets of a reading", ("shapes", "codec", "bytes", "largest error", "its bound"),
+        tuple((*map(Cell, name.split(": ")), Cell(f"{extra[f'{name}: bytes']:,.0f}", run.labels),
+               *(Cell(f"{extra[f'{name}: {column}']:.2g}", run.labels)
+                 for column in ("largest_error", "error_bound"))) for name in names),
+        "Standard normal features, which compress least; errors in units of a feature.", names=2)
+
+
+def params(options: Options, results: Results) -> Findings:
+    """Table 5 beside the published column."""
+    del options
+    rows = []
+    for run in results.of({"method": PARAMS}):
+        for name, value in _extra(run).items():
+            printed = published.PARAMETERS.get(name)
+            rows.append((Cell(name.replace("_", "-")), Cell(f"{value:,.0f}", run.labels),
+                         Cell("" if printed is None else f"{printed:,.0f}", tone="quiet")))
+    return Findings((Table(
+        "Parameters of the paper preset", ("", "exact", "paper"), tuple(rows),
+        "Counted from shapes, nothing is trained. The paper's unit is called MB and is millions of "
+        "parameters; its linear projections, 20.57 million, are not itemised, and its total may "
+        "hold a word embedding."),))
+
+
+def _extra(run: Run) -> Mapping[str, float]:
+    return {name.removeprefix("extra."): value for (kind, name), value in run.values.items()
+            if kind == FINAL and name.startswith("extra.")}
+
+
+def _count(values: Mapping[int, float]) -> str:
+    """A whole number that all seeds share, else mean and spread."""
+    distinct = set(values.values())
+    return f"{distinct.pop():,.0f}" if len(distinct) == 1 else mean_text(values)
