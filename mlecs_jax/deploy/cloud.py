@@ -46,6 +46,8 @@ class CloudApp:
         ``('round', the metrics record)``, ``('session', {'count', 'members', 'round'})``,
         ``('fault', {'device', 'round', 'what'})``, ``('privacy', {'statement'})``.
       devices: accelerators; the first is used. None takes JAX's first.
+      latest: the session with devices that have been added meanwhile, asked before every round;
+        None: it does not grow.
 
     Raises:
       UserError: bad options or data.
@@ -54,11 +56,11 @@ class CloudApp:
     def __init__(
         self, session: Session, transport: Transport, workdir: Path, data_dir: Path,
         on_event: OnEvent = lambda kind, values: None,
-        devices: Sequence[Device] | None = None,
+        devices: Sequence[Device] | None = None, latest: Callable[[], Session] | None = None,
     ):
         check_deployable(session.experiment)
         self._session, self._transport, self._workdir = session, transport, workdir
-        self._on_event = on_event
+        self._on_event, self._latest = on_event, latest or (lambda: session)
         self._setting = node.cloud_setting(session, share.load(data_dir), devices)
         self._part = ml_ecs.cloud_part(self._setting)
         self._key = jax.random.key(self._setting.config.seed)
@@ -88,6 +90,7 @@ class CloudApp:
             crew = Crew(self._session, self._transport, len(self._setting.federation.modalities),
                         _sessions(log.records), self._on_event)
             for r in range(complete, rounds):
+                self._session = crew.session = self._latest()
                 server, record = self._round(crew, server, r)
                 log.append(record)
                 checkpoints.save(r + 1, {"server": server})
@@ -106,7 +109,7 @@ class CloudApp:
     def _identity(self) -> dict[str, Any]:
         return dataclasses.asdict(self._setting.config) | {
             "samples": runlog.data_identity(self._setting.federation.samples),
-            "deployment": {"run": self._session.run, "roster": list(self._session.roster)}}
+            "deployment": {"run": self._session.run, "roster": list(self._session.founders)}}
 
     def _round(
         self, crew: Crew, server: Params, r: int
@@ -217,8 +220,8 @@ class CloudApp:
 def check_deployable(config: Config) -> None:
     """Raises UserError for what a deployment cannot do, before any work."""
     if config.method.name != "ml_ecs":
-        raise UserError(f"method.name is {config.method.name}; a deployment runs ml_ecs "
-                        "(mega_ce2 has its own commands, docs/deploy.md)")
+        raise UserError(f"method.name is {config.method.name}; this cloud is of "
+                        "ml_ecs")
     if config.captions is not None:
         raise UserError("a deployment learns classes so far; simulate captions with mlecs_jax.run")
     if config.eval.ceiling_steps:

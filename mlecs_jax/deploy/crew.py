@@ -50,6 +50,9 @@ class Crew:
     comes for the first time, makes the next session begin after the present round; all then start
     from the last complete round.
 
+    Attributes:
+      session: what was provisioned; between rounds it may get more devices.
+
     Args:
       num_modalities: M, the most that a device may claim.
       count: sessions of the run before.
@@ -59,7 +62,7 @@ class Crew:
         self, session: Session, transport: Transport, num_modalities: int, count: int,
         on_event: OnEvent,
     ):
-        self._session, self._transport, self._on_event = session, transport, on_event
+        self.session, self._transport, self._on_event = session, transport, on_event
         self._num_modalities, self._count = num_modalities, count
         self._id, self._serial, self._first = "", 0, True
         self._misses: dict[str, int] = {}
@@ -71,7 +74,7 @@ class Crew:
     @property
     def members(self) -> list[str]:
         """Devices of the present session, in the order of their numbers."""
-        return [name for name in self._session.roster if name in self._misses]
+        return [name for name in self.session.roster if name in self._misses]
 
     def ready(self, rounds: int, broadcast: Mapping[str, np.ndarray], check: Check) -> None:
         """Opens the next session if there is none, somebody came (back), or too few are left.
@@ -87,7 +90,7 @@ class Crew:
         if rounds != self._round:
             self.roll, self._round = Roll(self._count, []), rounds
         arrived = self._arrived()
-        enough = len(self.members) >= self._session.limits.min_devices
+        enough = len(self.members) >= self.session.limits.min_devices
         if not (self._id and enough) or arrived:
             self._begin(rounds, broadcast, check)
         self.roll.session, self.roll.members = self._count, self.members
@@ -110,7 +113,7 @@ class Crew:
         targets = self.members if targets is None else targets
         self._serial += 1
         header = Header(kind, self._id, r, CLOUD, 0, self._serial)
-        limits = self._session.limits
+        limits = self.session.limits
         there = set(self._transport.names())
         asked = [name for name in targets if name in there]
         answers, failures = self._transport.exchange(
@@ -130,14 +133,14 @@ class Crew:
             self._note(kind, r, name, failure)
         self._keep_book(kind, targets, taken)
         self._first &= kind != "evaluate"  # the last of a round whose programs have to compile
-        return {name: taken[name] for name in self._session.roster if name in taken}
+        return {name: taken[name] for name in self.session.roster if name in taken}
 
     def after_round(self, r: int, answered: Mapping[str, Message]) -> None:
         """Closes the books of a round: who missed it, and who is out of the session for that."""
         self.roll.answered = list(answered)
         for name in self.members:
             self._misses[name] = 0 if name in answered else self._misses[name] + 1
-            if self._misses[name] > self._session.limits.misses:
+            if self._misses[name] > self.session.limits.misses:
                 del self._misses[name]
                 self._out[name] = False
                 self.roll.dropped.append(name)
@@ -149,14 +152,14 @@ class Crew:
             self.ask("finish", rounds, {}, lambda message: None)
 
     def _begin(self, rounds: int, broadcast: Mapping[str, np.ndarray], check: Check) -> None:
-        limits, given_up = self._session.limits, time.monotonic() + self._session.limits.wait_s
+        limits, given_up = self.session.limits, time.monotonic() + self.session.limits.wait_s
         while True:
             there = set(self._transport.names())
-            come = [name for name in self._session.roster if name in there]
+            come = [name for name in self.session.roster if name in there]
             if len(come) >= limits.min_devices:
                 self._count += 1
                 # A number alone could come again where a cloud is killed before its first round.
-                self._id = f"{self._session.id(self._count)}-{secrets.token_hex(4)}"
+                self._id = f"{self.session.id(self._count)}-{secrets.token_hex(4)}"
                 self._serial, self._first = 0, True
                 self._misses, self._behind, self._out = dict.fromkeys(come, 0), set(), {}
                 said = self.ask("begin", rounds, broadcast, check, come)
@@ -170,7 +173,7 @@ class Crew:
                     return
             if time.monotonic() > given_up:
                 raise UserError(
-                    f"{len(come)} of {len(self._session.roster)} devices are there and "
+                    f"{len(come)} of {len(self.session.roster)} devices are there and "
                     f"{limits.min_devices} must answer; start them, then the same command goes on "
                     f"from round {rounds}")
             time.sleep(POLL_S)
@@ -180,7 +183,7 @@ class Crew:
         there = set(self._transport.names())
         for name in self._out:
             self._out[name] |= name not in there
-        return [name for name in self._session.roster
+        return [name for name in self.session.roster
                 if name in there and name not in self._misses and self._out.get(name, True)]
 
     def _keep_book(self, kind: Kind, targets: list[str], taken: Mapping[str, Message]) -> None:

@@ -115,6 +115,8 @@ class Drill:
         from mlecs_jax.deploy import share as shares
 
         experiment.use_compilation_cache()
+        if systems.of(values).name != "ml_ecs":
+            raise UserError("the drill is of ml_ecs; use --config=ur_fall or one like it")
         self.config = configs.parse(values)
         self._values, self._out, self._factor = values, out, factor
         dealt = assemble.setting(self.config).federation

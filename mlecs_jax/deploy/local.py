@@ -21,9 +21,8 @@ from typing import IO, Any
 
 from mlecs_jax import cli
 from mlecs_jax.deploy import kit as kits
-from mlecs_jax.deploy import provision, wire
+from mlecs_jax.deploy import provision, systems, wire
 from mlecs_jax.deploy.kit import Kit
-from mlecs_jax.deploy.session import Session
 from mlecs_jax.errors import UserError
 
 USAGE = """usage: python -m mlecs_jax.deploy local [--devices=3] [--config=ur_fall]
@@ -47,21 +46,20 @@ def main(argv: list[str]) -> int:
         argv = [argv[0], "--config=ur_fall", *argv[1:]]
     values, options = cli.parse(argv, USAGE, {"devices": "3", "workdir": "", "deadline": ""})
     names = provision.roster(options["devices"])
-    values["partition"]["num_clients"] = len(names)
+    system, values = systems.of(values), systems.with_devices(values, len(names))
     limits = ({"deadline_s": provision.number("deadline", options["deadline"], float)}
               if options["deadline"] else {})
 
-    from mlecs_jax import config as configs
     from mlecs_jax import run as runs
-    from mlecs_jax.deploy.display import Display
     from mlecs_jax.deploy.nodes import stopping_on_signals
 
-    workdir = Path(options["workdir"] or runs.default_workdir(configs.parse(values)).replace(
+    workdir = Path(options["workdir"] or runs.default_workdir(system.parse(values)).replace(
         "runs/", "runs/deploy-", 1))
     with stopping_on_signals():
         folders = prepare(workdir, values, names, limits)
         session = folders[0].session()
-        with Display(session, workdir) as display, Deployment(folders, workdir) as deployment:
+        with (system.display(session, workdir) as display,
+              Deployment(folders, workdir) as deployment):
             summary = deployment.run(display.event)
         display.finish(summary)
     return 0
@@ -84,13 +82,12 @@ def prepare(
         provision.write(unfinished, values, names, HOST, free_port(),
                         limits=provision.Limits(**limits))
         os.rename(unfinished, folder)  # whole or not at all
-    found = [kits.load(folder / name, cloud=name == wire.CLOUD) for name in (wire.CLOUD, *names)
-             if (folder / name).exists()]
-    session: Session | None = found[0].session() if found else None
-    if session is None or session.roster != names or dict(session.config) != _plain(values):
+    cloud = kits.load(folder / wire.CLOUD, cloud=True)
+    session = cloud.session()
+    if session.founders != names or dict(session.config) != _plain(values):
         raise UserError(f"{workdir} holds a deployment of another configuration; use another "
                         "--workdir or the same values")
-    return found
+    return [cloud, *(kits.load(folder / name, cloud=False) for name in session.roster)]
 
 
 class Deployment:

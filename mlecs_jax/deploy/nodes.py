@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
+import functools
 import json
 import logging
 import os
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlecs_jax.deploy import kit as kits
-from mlecs_jax.deploy import nvflare_needed
+from mlecs_jax.deploy import nvflare_needed, systems
+from mlecs_jax.deploy import session as sessions
 from mlecs_jax.deploy.kit import Kit
 from mlecs_jax.deploy.provision import is_loopback
-from mlecs_jax.deploy.wire import Message
 from mlecs_jax.errors import UserError
 
 PATIENCE_S = 20.0  # seconds that an orphan has to end by itself
@@ -47,7 +47,7 @@ class Arguments(argparse.ArgumentParser):
 
 def cloud_main(argv: list[str]) -> int:
     """Runs the cloud of a deployment; returns the exit code."""
-    arguments = Arguments("cloud", "The cloud of a deployment: rounds, whoever answers.")
+    arguments = Arguments("cloud", "The cloud of a deployment, with whoever is there.")
     arguments.add_argument("--kit", type=Path, required=True, help="its folder of provision's")
     arguments.add_argument("--workdir", type=Path, help="the run's folder (default: KIT/run)")
     arguments.add_argument("--data", type=Path, help="its share of the data (default: KIT/data)")
@@ -63,9 +63,8 @@ def cloud_main(argv: list[str]) -> int:
         if options.events:
             run_cloud(kit, workdir, options.data or kit.data, print_event, options.gather)
             return OK
-        from mlecs_jax.deploy.display import Display
-
-        with Display(kit.session(), workdir) as display:
+        session = kit.session()
+        with systems.of(session.config).display(session, workdir) as display:
             summary = run_cloud(kit, workdir, options.data or kit.data, display.event,
                                 options.gather)
         display.finish(summary)
@@ -82,18 +81,19 @@ def run_cloud(
         devices join at the next session.
 
     Raises:
-      UserError: see :class:`~mlecs_jax.deploy.cloud.CloudApp` and
+      UserError: see :class:`~mlecs_jax.deploy.cloud.CloudApp`,
+        :class:`~mlecs_jax.deploy.mega_app.MegaCloudApp` and
         :class:`~mlecs_jax.deploy.nvflare_cloud.NVFlareTransport`.
     """
     prepare(kit)
-    from mlecs_jax.deploy.cloud import CloudApp
     from mlecs_jax.deploy.nvflare_cloud import NVFlareTransport
     from mlecs_jax.deploy.status import Status
 
     session = kit.session()
     status = Status(workdir, session)
     emit = fan_out(status.event, on_event)
-    transport = NVFlareTransport(kit, session, emit)
+    latest = functools.partial(sessions.latest, session, kit.folder)
+    transport = NVFlareTransport(kit, session, emit, latest)
     emit("listening", {"address": kit.address})
 
     def on_app_event(kind: str, values: dict[str, Any]) -> None:
@@ -104,7 +104,8 @@ def run_cloud(
                 time.sleep(POLL_S)
 
     try:
-        summary = CloudApp(session, transport, workdir, data, on_app_event).run()
+        summary = systems.of(session.config).cloud(
+            session, transport, workdir, data, on_app_event, latest).run()
     finally:
         transport.close()
     emit("finished", summary)
@@ -127,15 +128,13 @@ def edge_main(argv: list[str]) -> int:
     session.number(kit.name)
     with ending_with_parent(options.attached), stopping_on_signals():
         prepare(kit)
-        from mlecs_jax.deploy.edge import EdgeApp
         from mlecs_jax.deploy.nvflare_edge import EdgeLink
 
-        with turn(options.turns):
-            app = EdgeApp(session, kit.name, options.data or kit.data, options.state or kit.state)
         link = EdgeLink(kit, session, lambda line: say(f"{kit.name}: {line}"))
-        with contextlib.closing(app), contextlib.closing(link):
-            link.connect()
-            link.serve(in_turns(app.handle, options.turns))
+        with contextlib.closing(link):
+            systems.of(session.config).serve(
+                kit, session, link, options.data or kit.data, options.state or kit.state,
+                options.turns)
     say(f"{kit.name}: the run is over")
     return OK
 
@@ -182,36 +181,6 @@ def ending_with_parent(attached: bool) -> Iterator[None]:
     if attached:
         threading.Thread(target=watch, daemon=True, name="parent").start()
     yield
-
-
-@contextlib.contextmanager
-def turn(file: Path | None) -> Iterator[None]:
-    """Waits until no other process holds a file, and holds it; None does neither."""
-    if file is None:
-        yield
-        return
-    with open(file, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def in_turns(
-    handle: Callable[[Message], Message], file: Path | None
-) -> Callable[[Message], Message]:
-    """Handles the first message of every kind when it is this process's turn.
-
-    Programs compile then, and the next process finds them in the cache.
-    """
-    seen: set[str] = set()
-
-    def turned(message: Message) -> Message:
-        kind = message.header.kind
-        with turn(None if kind in seen else file):
-            answer = handle(message)
-        seen.add(kind)
-        return answer
-
-    return turned
 
 
 def fan_out(*handlers: OnEvent) -> OnEvent:

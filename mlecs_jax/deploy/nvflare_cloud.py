@@ -33,6 +33,8 @@ class NVFlareTransport:
       session: who may take part.
       on_event: called with ``('device', {'device', 'what'})`` when one comes, leaves, or is
         refused; from any thread.
+      latest: the session with devices that have been added meanwhile, asked when a stranger comes;
+        None: it does not grow.
 
     Raises:
       UserError: the address cannot be listened on.
@@ -41,8 +43,10 @@ class NVFlareTransport:
     def __init__(
         self, kit: Kit, session: Session,
         on_event: Callable[[str, dict[str, Any]], None] = lambda kind, values: None,
+        latest: Callable[[], Session] | None = None,
     ):
         self._session, self._on_event = session, on_event
+        self._latest = latest or (lambda: session)
         self._lock = threading.Lock()
         self._peers: dict[str, _Call | None] = {}
         self._push = ThreadPoolExecutor(1, "push")
@@ -127,6 +131,9 @@ class NVFlareTransport:
             run = msgpack.unpackb(bytes(frame.payload or b""))["run"]
         except Exception:  # whatever the parser makes of a stranger's bytes
             run = None
+        if name not in self._session.roster:
+            self._session = self._latest()
+            self.gate.peers = frozenset(self._session.roster)
         if name not in self._session.roster:
             problem = f"'{name}' is not on the roster of this session"
             threading.Timer(GOODBYE_S, self._cell.core_cell.communicator.remove_endpoint,

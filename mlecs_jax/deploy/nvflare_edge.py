@@ -7,20 +7,22 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast, get_args
 
 import msgpack
+from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.message import Message as Frame
 
 from mlecs_jax.deploy import nvflare_cell, wire
 from mlecs_jax.deploy.kit import SERVER, Kit
 from mlecs_jax.deploy.nvflare_cell import CHANNEL, EXCHANGE, HELLO, PUSH, Gate
 from mlecs_jax.deploy.session import Session
-from mlecs_jax.deploy.wire import Message, WireError
+from mlecs_jax.deploy.wire import Message, Reason, WireError
 from mlecs_jax.errors import UserError
 
 HELLO_S = 30.0  # seconds that the cloud has to greet
 GOODBYE_S = 5.0  # seconds that the last answer has to arrive
+RETRY_S = 1.0  # seconds between attempts to reach a cloud that is away
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class EdgeLink:
         self._work: queue.SimpleQueue[_Job | BaseException | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
         self._greeted, self._stopped = threading.Event(), threading.Event()
-        self._lost = threading.Event()
+        self._lost, self._pushing = threading.Event(), Signal()
         self._cell: Any = None
 
     def connect(self) -> None:
@@ -89,14 +91,41 @@ class EdgeLink:
 
     def push(self, message: Message) -> Message:
         """See :class:`~mlecs_jax.deploy.transport.Uplink`."""
-        if self._cell is None:
+        if not self._greeted.is_set():
             raise ConnectionError("not connected")
+        self._pushing = Signal()
         try:
             answer = nvflare_cell.asked(self._cell, SERVER, PUSH, wire.encode(message),
-                                        self._session.limits.deadline_s)
+                                        self._session.limits.deadline_s, self._pushing)
         except PermissionError as error:
-            raise WireError("malformed", str(error)) from None
+            reason, colon, detail = str(error).partition(": ")
+            if colon and reason in get_args(Reason):
+                raise WireError(cast(Reason, reason), detail) from None
+            raise ConnectionError(str(error)) from None  # nobody takes updates yet
         return wire.decode(answer, limit_bytes=self._session.limits.limit_bytes)
+
+    def persist(self, message: Message) -> Message:
+        """:meth:`push`, again and again until there is an answer: clouds come back.
+
+        A cloud that took the message before its answer was lost refuses it as a replay.
+
+        Raises:
+          UserError: the cloud refuses this device.
+          ConnectionError: :meth:`stop` was called.
+          WireError: see :meth:`push`.
+        """
+        while True:
+            try:
+                if isinstance(problem := self._work.get_nowait(), BaseException):
+                    raise problem
+            except queue.Empty:
+                pass
+            try:
+                return self.push(message)
+            except ConnectionError as error:
+                logger.info("no answer: %s", error)
+            if self._stopped.wait(RETRY_S):
+                raise ConnectionError("stopped")
 
     def stop(self) -> None:
         """Ends :meth:`serve` after the message at hand; may be called from a signal handler."""
@@ -149,6 +178,7 @@ class EdgeLink:
 
     def _on_lost(self) -> None:
         self._lost.set()
+        self._pushing.trigger(True)
         if self._greeted.is_set() and not self._stopped.is_set():
             self._greeted.clear()
             self._on_event("connection lost; trying again")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_jax import cli
-from mlecs_jax.deploy import provision, wire
+from mlecs_jax.deploy import provision, systems, wire
 from mlecs_jax.deploy.local import Deployment, prepare
 from mlecs_jax.errors import UserError
 
@@ -49,7 +49,9 @@ def main(argv: list[str]) -> int:
     names = provision.roster(options["devices"])
     if len(names) <= VICTIM:
         raise UserError("outages need at least two devices")
-    values["partition"]["num_clients"] = len(names)
+    if systems.of(values).name != "ml_ecs":
+        raise UserError("outages are measured of ml_ecs; use --config=ur_fall or one like it")
+    values = systems.with_devices(values, len(names))
     deadline = provision.number("deadline", options["deadline"], float)
     from mlecs_jax.deploy.nodes import stopping_on_signals
 

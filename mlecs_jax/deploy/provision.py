@@ -7,6 +7,7 @@ the roster names them.
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import os
 import re
@@ -15,18 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_jax import cli
-from mlecs_jax.deploy import nvflare_needed, session, share, wire
+from mlecs_jax.deploy import nvflare_needed, session, systems, wire
 from mlecs_jax.deploy.kit import ROOT, SERVER, Kit, parse_address
 from mlecs_jax.deploy.session import Limits, Session
 from mlecs_jax.errors import UserError
 
 AUTHORITY = "authority"
+KEY = "rootCA.key"
 DAYS = 360
 PATIENCE = Limits()
 
 USAGE = """usage: python -m mlecs_jax.deploy provision --config=NAME [--config.KEY=VALUE …]
          --devices=3|NAME,NAME,… --out=DIR [--address=HOST:PORT] [--split-dataset]
          [--train-rows=N] [--deadline=S] [--first-deadline=S] [--misses=K] [--days=N]
+       python -m mlecs_jax.deploy provision --add=NAME --out=DIR [--days=N]
 
   --devices        how many (edge-0, edge-1, …), or their names
   --out            a new folder; one folder per participant is written into it
@@ -36,13 +39,18 @@ USAGE = """usage: python -m mlecs_jax.deploy provision --config=NAME [--config.K
   --deadline, --first-deadline
                    seconds a device has for an answer, later and in the first round
   --misses         rounds in a row a device may miss and stay (default: 2)
-  --days           validity of the certificates"""
+  --days           validity of the certificates
+  --add            one more device of the deployment in --out; everyone else keeps what they have"""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")  # no dots: they separate levels in NVFlare
 
 
 def main(argv: list[str]) -> int:
     """Writes kits; returns the exit code."""
+    if any(word.partition("=")[0] == "--add" for word in argv):
+        from mlecs_jax.deploy import addition
+
+        return addition.main(argv)
     argv = ["--split-dataset=yes" if word == "--split-dataset" else word for word in argv]
     values, options = cli.parse(argv, USAGE, {
         "devices": "", "out": "", "address": "127.0.0.1:8443", "split-dataset": "",
@@ -115,20 +123,18 @@ def write(
     if not split and train_rows is None:
         raise UserError("without --split-dataset, say by --train-rows=N how many training rows "
                         "the device has that has most")
-    values = {**values, "partition": {**values["partition"], "num_clients": len(names)}}
+    system, values = systems.of(values), systems.with_devices(values, len(names))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; use another --out")
-    shares = deal(values) if split else ()
-    rows = max((len(s.parts["train"].labels) for s in shares[1:]), default=train_rows or 0)
+    system.parse(values)  # refuses a bad configuration before anything is written
+    shares, rows = system.deal(values) if split else ([], train_rows or 0)
     agreed = session.create(values, names, rows, limits)
-    agreed.experiment  # noqa: B018 - refuses a bad configuration before anything is written
     try:
         kits = _write_kits(out, agreed, host, port, days)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; use another --out") from None
-    for kit, part in zip(kits, shares, strict=False):
-        kit.data.mkdir()
-        share.save(part, kit.data)
+    for kit, save in zip(kits, shares, strict=False):
+        save(kit.data)
     return kits
 
 
@@ -139,25 +145,6 @@ def check_names(names: Sequence[str], host: str) -> None:
                                                          host.lower()) or _is_address(name):
             raise UserError(f"'{name}' is no name for a device; use letters, digits, '_' and '-', "
                             f"and not '{SERVER}', '{wire.CLOUD}', '{AUTHORITY}' or a host's name")
-
-
-def deal(values: Mapping[str, Any]) -> tuple[share.Share, ...]:
-    """Everyone's share of the configured dataset, the cloud's first.
-
-    Raises:
-      UserError: bad data or options, or a dataset that cannot be dealt.
-    """
-    from mlecs_jax import backbones, federation
-    from mlecs_jax import config as configs
-    from mlecs_jax.data import sources, text
-
-    config = configs.parse(values)
-    samples = sources.load(config.data, config.captions)
-    _, tokenizer = backbones.resolve(config, samples)
-    target = text.targets(samples, tokenizer,
-                          config.captions.max_tokens if config.captions else 0)
-    whole = federation.build(samples, target, config.partition_config(), config.train.rounds)
-    return share.split(whole, public_labels=config.partition.public_labels)
 
 
 def _write_kits(out: Path, agreed: Session, host: str, port: int, days: int) -> list[Kit]:
@@ -191,12 +178,44 @@ class Authority:
             subject=self._identity, issuer=self._identity, signing_pri_key=self._key,
             subject_pub_key=public, valid_days=days, ca=True)
 
+    @classmethod
+    def load(cls, folder: Path, days: int = DAYS) -> Authority:
+        """The authority of a folder that :meth:`save` wrote.
+
+        Args:
+          days: validity of what it signs from now on; never longer than its own.
+
+        Raises:
+          UserError: certificate or key is missing or damaged, or the certificate has expired.
+        """
+        lighter = _lighter()
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.x509.oid import NameOID
+
+        try:
+            root = x509.load_pem_x509_certificate((folder / ROOT).read_bytes())
+            key = serialization.load_pem_private_key((folder / KEY).read_bytes(), None)
+            name = root.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+        except OSError as error:
+            raise UserError(f"{folder} has no {ROOT} and {KEY} to read ({error.strerror}); without "
+                            "the authority's key a deployment is provisioned anew") from None
+        except (ValueError, TypeError, IndexError):
+            raise UserError(f"{folder} holds a damaged certificate or key; restore it") from None
+        left = (root.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).days
+        if left < 1:
+            raise UserError(f"the authority in {folder} has expired; provision anew")
+        found = cls.__new__(cls)
+        found._days, found._key, found._root = min(days, left), key, root
+        found._identity = lighter.Identity(str(name))
+        return found
+
     def save(self, folder: Path) -> None:
         """Writes the authority's certificate and key, the latter for the owner's eyes alone."""
         lighter = _lighter()
         folder.mkdir(parents=True)
         (folder / ROOT).write_bytes(lighter.serialize_cert(self._root))
-        _write_secret(folder / "rootCA.key", lighter.serialize_pri_key(self._key))
+        _write_secret(folder / KEY, lighter.serialize_pri_key(self._key))
 
     def issue(self, kit: Kit, name: str | None = None) -> None:
         """Writes a kit's certificate and key.

@@ -16,7 +16,7 @@ from typing import Any
 
 from mlecs_jax import config as configs
 from mlecs_jax.config import Config
-from mlecs_jax.deploy import wire
+from mlecs_jax.deploy import systems, wire
 from mlecs_jax.errors import UserError
 
 FILE = "session.json"
@@ -56,6 +56,8 @@ class Session:
       train_rows: training rows of the device that has most. Devices' rows are padded to it, as the
         simulation's are, so that batches agree.
       limits: see :class:`Limits`.
+      added: how many of the roster, its last, came after provisioning. The configuration counts
+        those before them.
     """
 
     run: str
@@ -63,6 +65,7 @@ class Session:
     roster: tuple[str, ...]
     train_rows: int
     limits: Limits = Limits()
+    added: int = 0
 
     def __post_init__(self) -> None:
         for name in self.roster:
@@ -78,6 +81,9 @@ class Session:
         for name in ("deadline_s", "first_deadline_s", "min_devices", "wait_s", "limit_bytes"):
             if not getattr(limits, name) > 0:
                 raise UserError(f"limits.{name} is {getattr(limits, name)}; give a positive number")
+        if not 0 <= self.added < len(self.roster):
+            raise UserError(f"{self.added} devices of {len(self.roster)} were added; provision "
+                            "again")
         if limits.misses < 0 or limits.min_devices > len(self.roster):
             raise UserError(f"limits: {limits.misses} misses and {limits.min_devices} devices at "
                             f"least of {len(self.roster)}; give 0 or more, and no more than "
@@ -94,6 +100,21 @@ class Session:
                             f"{', '.join(self.roster)}")
         return self.roster.index(name)
 
+    @property
+    def founders(self) -> tuple[str, ...]:
+        """Names of the devices of provisioning."""
+        return self.roster[:len(self.roster) - self.added]
+
+    def with_device(self, name: str) -> Session:
+        """The same deployment and one more device.
+
+        Raises:
+          UserError: the name is taken, or none.
+        """
+        if name in self.roster:
+            raise UserError(f"'{name}' is a device of this deployment already; use another name")
+        return dataclasses.replace(self, roster=(*self.roster, name), added=self.added + 1)
+
     def id(self, count: int) -> str:
         """What messages of the ``count``-th session of this run carry (:class:`wire.Header`). A
         new one begins whenever the cloud starts or the devices that take part change."""
@@ -101,7 +122,7 @@ class Session:
 
     @property
     def experiment(self) -> Config:
-        """The configuration, typed and checked.
+        """The configuration of ML-ECS, typed and checked.
 
         Raises:
           UserError: see :func:`mlecs_jax.config.parse`.
@@ -124,9 +145,10 @@ def create(
       UserError: bad names or limits, or a configuration of another number of devices.
     """
     session = Session(secrets.token_hex(8), config, tuple(roster), train_rows, limits)
-    clients = config["partition"].get("num_clients", len(roster))
+    key = systems.of(config).devices
+    clients = config["partition"].get(key, len(roster))
     if clients not in (-1, len(roster)):
-        raise UserError(f"partition.num_clients is {clients} and {len(roster)} devices are named; "
+        raise UserError(f"partition.{key} is {clients} and {len(roster)} devices are named; "
                         "make them agree")
     return session
 
@@ -141,9 +163,22 @@ def load(folder: Path) -> Session:
     try:
         values = json.loads(path.read_text())
         return Session(run=values["run"], config=values["config"], roster=tuple(values["roster"]),
-                       train_rows=values["train_rows"], limits=Limits(**values["limits"]))
+                       train_rows=values["train_rows"], limits=Limits(**values["limits"]),
+                       added=values.get("added", 0))
     except FileNotFoundError:
         raise UserError(f"there is no {FILE} in {folder}; copy it from what provision wrote for "
                         "this machine") from None
     except (ValueError, KeyError, TypeError, OSError):
         raise UserError(f"{path} is damaged; copy it again from what provision wrote") from None
+
+
+def latest(present: Session, folder: Path) -> Session:
+    """The session of a folder if it is the present one with devices added, else the present one:
+    a file that is being copied, or that says something else, changes nothing."""
+    try:
+        found = load(folder)
+    except UserError:
+        return present
+    grown = dataclasses.replace(found, roster=present.roster, added=present.added) == present
+    return found if grown and found.roster[:len(present.roster)] == present.roster and (
+        found.founders == present.founders) else present

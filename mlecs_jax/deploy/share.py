@@ -188,7 +188,7 @@ def load(folder: Path) -> Share:
     Raises:
       UserError: files are missing, damaged, or do not fit each other.
     """
-    arrays, moments = _read(folder / SHARE), _read(folder / MOMENTS)
+    arrays, moments = read_arrays(folder / SHARE), read_arrays(folder / MOMENTS)
     try:
         facts = json.loads(str(arrays["facts"]))
         if facts["format"] != FORMAT:
@@ -214,7 +214,12 @@ def load(folder: Path) -> Share:
         raise UserError(f"{folder / SHARE} is damaged ({error}); provision it again") from None
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an ``npz`` file.
+
+    Raises:
+      UserError: it is missing, or damaged.
+    """
     try:
         with np.load(path, allow_pickle=False) as found:
             return dict(found)

@@ -26,8 +26,8 @@ SCHEMA = 1
 CLOUD = "cloud"
 """The sender's name in messages of the cloud; no device may have it."""
 
-Kind = Literal["begin", "round", "evaluate", "push", "finish"]
-"""What a message asks, and what its answer answers:
+Kind = Literal["begin", "round", "evaluate", "push", "finish", "over"]
+"""What a message of ML-ECS asks, and what its answer answers:
 
 ========== ===================================== ==============================================
 kind       the cloud's arrays                    the device's answer
@@ -35,9 +35,10 @@ kind       the cloud's arrays                    the device's answer
 begin      LoRA of the last complete round       counts: modalities, samples, parameters
 round      anchors of the public samples         LoRA (encoded) and its number of modalities
 evaluate   LoRA after the round                  losses of the round, scores on held-out rows
-push       the newest model (Mega-CE², answer)   its model and number of samples (asked first)
 finish     nothing                               nothing
 ========== ===================================== ==============================================
+
+In Mega-CE² edges speak first: :mod:`mlecs_jax.deploy.mega_cloud` has its table.
 """
 
 Reason = Literal["malformed", "schema", "oversized", "checksum", "session", "sender", "kind",
@@ -62,7 +63,8 @@ class Header:
     """What every message says of itself.
 
     Attributes:
-      kind: see :data:`Kind`; an answer has the kind of what it answers.
+      kind: see :data:`Kind`; an answer has the kind of what it answers (in Mega-CE², of what the
+        edge is to say next).
       session: of :meth:`mlecs_jax.deploy.session.Session.id`; a message of another session is
         refused.
       round: of the training rounds, from 0; in ``begin`` how many are complete.

@@ -38,13 +38,19 @@ def main(config: MegaConfig, folder: Path, group: Group = ALONE) -> None:
 
     summary = experiment.run(config, folder, on_start=start, on_version=version,
                              group=group)
+    for line in conclusion(summary):
+        console.print(line)
+
+
+def conclusion(summary: dict[str, Any]) -> list[str]:
+    """What a run came to, in lines for people."""
+    lines = []
     for words, part in (("global", "server"), ("personalised", "client")):
         scores = summary[part]
-        console.print(f"{words:>12}: test MAE {scores['mae']:.3f}, Acc2 non0 "
-                      f"{_percent(scores['acc2_non0'])}, Acc7 {_percent(scores['acc7'])} "
-                      f"({summary['data_source']} data)")
-    if summary["caution"]:
-        console.print(f"note: {summary['caution']}")
+        lines.append(f"{words:>12}: test MAE {scores['mae']:.3f}, Acc2 non0 "
+                     f"{_percent(scores['acc2_non0'])}, Acc7 {_percent(scores['acc7'])} "
+                     f"({summary['data_source']} data)")
+    return lines + ([f"note: {summary['caution']}"] if summary["caution"] else [])
 
 
 def _percent(value: float | None) -> str:

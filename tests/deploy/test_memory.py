@@ -1,5 +1,6 @@
 """A deployment in memory is the simulation: its numbers, its files, and it goes on after a kill."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlecs_jax import assemble, experiment
+from mlecs_jax.deploy import share
 from tests.deploy import small_deploy as small
 from tests.small import samples
 
@@ -134,6 +136,33 @@ def test_a_device_that_is_killed_comes_back_where_it_was(provisioned, deployed, 
     small.close(transport)
     for ours, theirs in zip(lines(folder / "run"), lines(deployed[0] / "run"), strict=True):
         assert numbers(ours) == numbers(theirs)
+
+
+def test_a_device_that_is_added_joins_at_the_next_session(provisioned, deployed, tmp_path):
+    """Those who were there keep their numbers; its own share is not among those that were dealt."""
+    folder, session = shutil.copytree(provisioned[0], tmp_path / "kit"), provisioned[1]
+    grown = session.with_device("d3")
+    own = share.load(folder / "d0")
+    share.save(dataclasses.replace(own, node=3), folder / "d3")
+    transport = small.MemoryTransport(small.edges(folder, session))
+    present = [session]
+
+    def come(kind, values):
+        if kind == "round" and values["round"] == 0:
+            present[0] = grown
+            transport.edges["d3"] = small.edge(folder, grown, "d3")
+
+    app = small.cloud(folder, session, transport, on_event=come, latest=lambda: present[0])
+    summary = app.run()
+    small.close(transport)
+    found = lines(folder / "run")
+    assert [line["deployment"]["session"] for line in found] == [1, 2, 2]
+    assert found[2]["deployment"]["answered"] == ["d0", "d1", "d2", "d3"]
+    assert numbers(found[0]) == numbers(lines(deployed[0] / "run")[0])
+    assert summary["num_clients"] == 4 and len(summary["client"]["per_client"]) == 4
+    assert summary["deployment"]["uploads"] == {"d0": 3, "d1": 3, "d2": 3, "d3": 2}
+    again = small.cloud(folder, grown, small.MemoryTransport({}))  # and its folder goes on
+    assert again.run() == json.loads((folder / "run" / "summary.json").read_text())
 
 
 def test_a_kill_before_the_summary_loses_nothing(deployed, tmp_path):

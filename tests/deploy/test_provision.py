@@ -1,13 +1,23 @@
 """Kits: who gets what, and what is refused before anything is written."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 
 from mlecs_jax.configs import ur_fall
 from mlecs_jax.deploy import __main__ as command
+from mlecs_jax.deploy import (
+    addition,
+    local,
+    nvflare_needed,
+    provision,
+    session,
+    share,
+    status,
+)
 from mlecs_jax.deploy import kit as kits
-from mlecs_jax.deploy import local, nvflare_needed, provision, share, status
 from mlecs_jax.errors import UserError
 from tests import small
 
@@ -46,8 +56,67 @@ def test_kits_agree_on_one_session(written):
     assert sessions[0].train_rows == max(rows)
 
 
+def test_a_device_is_added_and_everyone_else_keeps_what_they_have(written, tmp_path, capsys):
+    kits_folder = shutil.copytree(written, tmp_path / "kits")
+    before = {path: path.read_bytes() for path in kits_folder.rglob("*") if path.is_file()}
+    assert command.main(["deploy", "provision", "--add=east", f"--out={kits_folder}"]) == 0
+    assert "the cloud need not be stopped" in capsys.readouterr().out
+    changed = {path for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {kits_folder / "cloud" / "session.json"}
+    east = kits.load(kits_folder / "east", cloud=False)
+    grown = kits.load(kits_folder / "cloud", cloud=True).session()
+    assert east.session() == grown and grown.roster == ("north", "south", "east")
+    assert grown.founders == ("north", "south") and dict(grown.config) == dict(
+        kits.load(written / "cloud", cloud=True).session().config)
+    authority = x509.load_pem_x509_certificate((kits_folder / "authority/rootCA.pem").read_bytes())
+    own = x509.load_pem_x509_certificate(east.certificate.read_bytes())
+    own.verify_directly_issued_by(authority)
+    assert own.not_valid_after_utc <= authority.not_valid_after_utc
+    assert east.key.stat().st_mode & 0o077 == 0
+    assert session.latest(kits.load(written / "cloud", cloud=True).session(),
+                          kits_folder / "cloud") == grown
+
+
+@pytest.mark.parametrize("name,days,message", [
+    ("north", 9, "'north' is a device of this deployment already"),
+    ("cloud", 9, "is no name for a device"), ("east", 0, "--days is 0")])
+def test_devices_that_cannot_be_added(written, name, days, message):
+    with pytest.raises(UserError, match=message):
+        addition.add(written, name, days)
+    assert not (written / "east").exists()
+
+
+def test_without_the_authoritys_key_nobody_is_added(written, tmp_path):
+    kits_folder = shutil.copytree(written, tmp_path / "kits")
+    (kits_folder / "authority" / "rootCA.key").unlink()
+    with pytest.raises(UserError, match="provisioned anew"):
+        addition.add(kits_folder, "east")
+    with pytest.raises(UserError, match=r"no kit\.json"):
+        addition.add(tmp_path, "east")
+
+
+def test_a_session_grows_by_devices_and_by_nothing_else(tmp_path):
+    first = session.create(VALUES | {"partition": {"num_clients": 1}}, ("a",), 8)
+    grown = first.with_device("b")
+    grown.save(tmp_path)
+    assert session.latest(first, tmp_path) == grown == session.latest(grown, tmp_path)
+    other = dataclasses.replace(grown, train_rows=9)
+    for present in (other, dataclasses.replace(first, run="another"), grown.with_device("c")):
+        assert session.latest(present, tmp_path) == present
+    (tmp_path / "session.json").write_text("{torn")
+    assert session.latest(first, tmp_path) == first
+
+
 @pytest.mark.parametrize("arguments,message", [
     (["provision", "--config=ur_fall"], "no folder given"),
+    (["provision", "--add=x"], "--out"),
+    (["provision", "--add=x", "--out=x", "--devices=2"], "unrecognized arguments: --devices=2"),
+    (["provision", "--config=mosi:smoke", "--out=x", "--devices=2", "--train-rows=9",
+      "--config.method.mode=sync"], "nobody waits: use async"),
+    (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--train-rows=9",
+      "--config.method.name=fedmllm"], "a deployment runs ml_ecs or mega_ce2"),
+    (["drill", "--config=mosi:smoke"], "the drill is of ml_ecs"),
+    (["outages", "--config=mosi:smoke", "--workdir=x"], "outages are measured of ml_ecs"),
     (["provision", "--config=ur_fall", "--out=x"], "no devices given"),
     (["provision", "--config=ur_fall", "--out=x", "--devices=2"], "train-rows"),
     (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--address=here"],
@@ -110,8 +179,7 @@ def test_without_nvflare_it_says_what_to_install(monkeypatch):
 
 
 def test_status_of_a_running_deployment(written, tmp_path, capsys):
-    session = kits.load(written / "cloud", cloud=True).session()
-    watched = status.Status(tmp_path, session)
+    watched = status.Status(tmp_path, kits.load(written / "cloud", cloud=True).session())
     for kind, values in (("listening", {"address": "127.0.0.1:8443"}),
                          ("start", {"complete": 1, "rounds": 5}),
                          ("device", {"device": "north", "what": "connected"}),

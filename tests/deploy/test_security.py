@@ -1,9 +1,10 @@
 """Who is let in: certificates of a real authority, real processes, a real network."""
 
-import dataclasses
+import functools
 import ipaddress
 import logging
 import os
+import shutil
 import socket
 import ssl
 import time
@@ -13,37 +14,43 @@ import pytest
 pytest.importorskip("nvflare", reason="a deployment needs NVFlare: pip install -e '.[deploy]'")
 
 from mlecs_jax.configs import ur_fall
-from mlecs_jax.deploy import nvflare_needed, provision
+from mlecs_jax.deploy import addition, nvflare_needed, provision
+from mlecs_jax.deploy import session as sessions
 from mlecs_jax.deploy.local import free_port
 from tests.deploy.network import echoes, listening, message, wait_for
 
 VALUES = ur_fall.get_config("smoke").to_dict()
 HONEST, THIEF, FORGER, ABSENT, STRANGER = (f"edge-{j}" for j in range(5))
+ADDED = "attic"
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
     """A cloud that expects four devices. One is absent, and another steals its name; a third
-    forges frames; a fifth has a genuine certificate but is on no roster; a sixth is of another
-    authority."""
+    forges frames. One more is added while the cloud runs. A fifth device has a genuine certificate
+    but was added to no roster that the cloud knows; another is of another authority."""
     folder = tmp_path_factory.mktemp("security")
     port = free_port()
     kits = {kit.name: kit for kit in provision.write(
-        folder / "kits", VALUES, (HONEST, THIEF, FORGER, ABSENT, STRANGER), "127.0.0.1", port,
+        folder / "kits", VALUES, (HONEST, THIEF, FORGER, ABSENT), "127.0.0.1", port,
         split=False, train_rows=8)}
+    elsewhere = shutil.copytree(folder / "kits", folder / "elsewhere")
+    kits[STRANGER] = addition.add(elsewhere, STRANGER)
     other = provision.write(folder / "other", VALUES, ("foreign",), "127.0.0.1", port,
                             split=False, train_rows=8)
     session = kits["cloud"].session()
-    session = dataclasses.replace(session, roster=session.roster[:4])
     nvflare_needed.prepare(limit_bytes=session.limits.limit_bytes, loopback=True)
     from mlecs_jax.deploy.nvflare_cloud import NVFlareTransport
 
     events = []
-    transport = NVFlareTransport(kits["cloud"], session, lambda kind, values: events.append(values))
+    transport = NVFlareTransport(
+        kits["cloud"], session, lambda kind, values: events.append(values),
+        functools.partial(sessions.latest, session, kits["cloud"].folder))
+    kits[ADDED] = addition.add(folder / "kits", ADDED)
     log = folder / "devices.log"
     with echoes(str(kits[HONEST].folder), f"{kits[THIEF].folder},as={ABSENT}",
                 f"{kits[FORGER].folder},from={HONEST}", str(kits[STRANGER].folder),
-                str(other[1].folder), log=log):
+                str(kits[ADDED].folder), str(other[1].folder), log=log):
         yield transport, kits, session, events, log, other
     transport.close()
 
@@ -71,7 +78,17 @@ def test_a_device_of_the_roster_is_let_in_and_nobody_else(network):
     answers, failures = transport.exchange([HONEST], message(session.id(1)), 20.0)
     assert set(answers) == {HONEST} and not failures
     wait_for(lambda: b"edge-4: error" in log.read_bytes(), "the stranger heard why")
-    assert transport.names() == transport.connected() == [HONEST]
+    assert set(transport.names()) == set(transport.connected()) <= {HONEST, ADDED}
+
+
+def test_a_device_that_was_added_is_let_in_by_the_running_cloud(network):
+    transport, kits, session, *_ = network
+    wait_for(lambda: ADDED in transport.names(), "the added device is there")
+    answers, failures = transport.exchange([ADDED], message(session.id(1), 3), 20.0)
+    assert set(answers) == {ADDED} and not failures
+    grown = kits[ADDED].session()
+    assert grown == kits["cloud"].session() != session
+    assert grown.number(ADDED) == 4 and grown.founders == session.roster
 
 
 def test_an_unregistered_device_is_told_so(network):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -13,7 +16,7 @@ import numpy as np
 from mlecs_jax.data import sentiment_simulated
 from mlecs_jax.mega import config, setting
 from mlecs_jax.models import adapters as adapter_blocks
-from mlecs_jax.models import initial
+from mlecs_jax.models import crossmodal, initial
 from mlecs_jax.models.sentiment import SentimentModel, absolute_error
 
 FILE = Path(__file__).parents[2] / "configs" / "mosi.py"
@@ -68,3 +71,13 @@ def build_toy(devices=None, **changes: Any) -> setting.MegaSetting:
     made = build(devices, **changes)
     shape = dataclasses.replace(made.shape, width=8)
     return dataclasses.replace(made, model=toy(), shape=shape)
+
+
+@contextlib.contextmanager
+def toys() -> Iterator[None]:
+    """The toy wherever a model is built from a configuration."""
+    shape = config.MegaConfig.model_config
+    with (mock.patch.object(config.MegaConfig, "model_config",
+                            lambda self: dataclasses.replace(shape(self), width=8)),
+          mock.patch.object(crossmodal, "model", lambda shape, name: toy())):
+        yield

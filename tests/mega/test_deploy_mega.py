@@ -1,117 +1,344 @@
-"""Mega-CE² by pushes through bytes: pushed in the simulation's order, the simulation's versions."""
+"""Mega-CE² by pushes through bytes: pushed in the simulation's order, the simulation's run."""
 
+import contextlib
 import dataclasses
+import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_mega import DATA, build_toy
+from small_mega import DATA, toy, toys, values
 
-from mlecs_jax.deploy import wire
-from mlecs_jax.deploy.mega import MegaCloud, MegaEdge, of_edge
+from mlecs_jax import channel
+from mlecs_jax.data import sentiment
+from mlecs_jax.deploy import mega_scores, mega_share, session, wire
+from mlecs_jax.deploy.mega_app import MegaCloudApp
+from mlecs_jax.deploy.mega_cloud import PLACES, MegaCloud
+from mlecs_jax.deploy.mega_edge import MegaEdgeApp
 from mlecs_jax.deploy.memory import MemoryTransport
 from mlecs_jax.deploy.wire import Header, Message, WireError
+from mlecs_jax.errors import UserError
+from mlecs_jax.mega import config, experiment, federation, setting
 from mlecs_jax.methods import mega_ce2
+from mlecs_jax.metrics import sentiment as metrics
 
-SESSION, ROSTER = "run.1-ab", ("e0", "e1", "e2")
+ROSTER = ("e0", "e1", "e2")
+VALUES = values(train__rounds=2, method__staleness_exponent=0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with toys():
+        yield
 
 
 @pytest.fixture(scope="module")
-def simulated():
-    """The setting, its schedule, and w_g after every version of a short asynchronous run."""
-    setting = build_toy(clock__jitter=0.0, train__rounds=3, method__staleness_exponent=0.5)
-    method = mega_ce2.build(setting)
-    key = jax.random.key(setting.config.seed)
-    state = method.init(jax.random.fold_in(key, 0))
-    models = [jax.device_get(state.cloud)]
-    for r in range(7):
-        state, _ = method.round(jax.tree.map(jnp.copy, state), r, jax.random.fold_in(key, 1))
-        models.append(jax.device_get(state.cloud))
-    return setting, method.arrivals, models
+def provisioned(tmp_path_factory):
+    """Everyone's folder and the session."""
+    folder = tmp_path_factory.mktemp("kits")
+    whole = federation.build(DATA, config.parse(VALUES))
+    for name, part in zip(("cloud", *ROSTER), mega_share.split(whole), strict=True):
+        mega_share.save(part, folder / name)
+    return folder, session.create(VALUES, ROSTER, int(whole.ends.counts.max()))
 
 
-def cloud_of(simulated, folder):
-    setting, arrivals, models = simulated
-
-    def share(version):
-        return arrivals[version - 1].time / arrivals[-1].time if version else 0.0
-
-    return MegaCloud(models[0], setting.config.method.staleness_exponent, ROSTER, SESSION, 7,
-                     folder, share)
-
-
-def edges_of(simulated, transport):
-    return [MegaEdge(of_edge(simulated[0], edge), edge, name, SESSION,
-                     lambda message, name=name: transport.push(name, message))
-            for edge, name in enumerate(ROSTER)]
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """Lines and summary of the simulated run, and its schedule."""
+    folder = tmp_path_factory.mktemp("simulated")
+    started = []
+    summary = experiment.run(config.parse(VALUES), folder, data=DATA,
+                             on_start=lambda method, complete: started.append(method))
+    return lines(folder), summary, started[0].arrivals
 
 
-def assert_close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), a, b)
+@pytest.fixture(scope="module")
+def deployed(provisioned, simulated, tmp_path_factory):
+    """The same run through bytes, the cloud killed in the middle: folder, summary, messages."""
+    arrivals, workdir = simulated[2], tmp_path_factory.mktemp("deployed")
+    said = []
+    network = Network(*provisioned, workdir, arrivals, said)
+    for edge in network.edges:
+        network.prepare(edge)
+    for r, arrival in enumerate(arrivals):
+        if r == len(arrivals) // 2:
+            network.restart()
+        edge = network.edges[arrival.edges[0]]
+        assert edge.task == "push"
+        edge.step(network.push)
+        network.prepare(edge)
+    while any(edge.task != "over" for edge in network.edges):
+        for edge in network.edges:
+            if edge.task != "over":
+                edge.step(network.push)
+    summary = network.close()
+    return workdir, summary, said, provisioned
 
 
-def test_versions_are_the_simulations_also_after_the_cloud_is_killed(simulated, tmp_path):
-    transport = MemoryTransport({})
-    cloud = cloud_of(simulated, tmp_path)
-    transport.on_push(cloud.handle)
-    edges = edges_of(simulated, transport)
-    for edge in edges:
-        edge.begin()
-    for r, arrival in enumerate(simulated[1][:7]):
-        if r == 4:
-            cloud.close()
-            cloud = cloud_of(simulated, tmp_path)
-            transport.on_push(cloud.handle)
-        edges[arrival.edges[0]].train()
-        assert cloud.version == r + 1
-        assert_close(cloud.model, simulated[2][r + 1])
-    assert cloud.complete and not cloud.refused
-    before = jax.device_get(cloud.model)
-    edges[0].train()  # comes too late: it is told the last version, and moves nothing
-    assert cloud.version == 7
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(cloud.model))
-    cloud.close()
+class Network:
+    """A cloud and edges that speak when they are told to."""
+
+    def __init__(self, folder, agreed, workdir, arrivals, said):
+        self._folder, self._session, self._workdir = folder, agreed, workdir
+        self._versions, self._said = len(arrivals), said
+
+        def share(version):
+            return arrivals[version - 1].time / arrivals[-1].time if version else 0.0
+
+        self.edges = [MegaEdgeApp(agreed, name, folder / name, workdir / name, share,
+                                  jax.devices()[:1]) for name in ROSTER]
+        self._open()
+
+    def _open(self):
+        self._stack = contextlib.ExitStack()
+        self.transport = MemoryTransport({})
+        self.app = MegaCloudApp(self._session, self.transport, self._workdir,
+                                self._folder / "cloud", versions=self._versions)
+        # As its run begins and ends; between, this test is the network.
+        self.app._wait = lambda: None
+        self.app._summary = lambda seconds: {}
+        self._log = self._stack.enter_context(contextlib.closing(begun(self.app)))
+
+    def restart(self):
+        """A cloud that is killed and started again."""
+        self._stack.close()
+        self._open()
+
+    def push(self, message):
+        data = wire.encode(message)
+        self._said.append(data)
+        return self.transport.push(message.header.sender, wire.decode(data, limit_bytes=1 << 24))
+
+    def prepare(self, edge):
+        """Does everything up to the next push, as an edge whose cycle begins."""
+        while edge.task in ("begin", "evaluate"):
+            if edge.task == "begin" and self.app._cloud.complete:
+                return
+            edge.step(self.push)
+
+    def close(self):
+        for edge in self.edges:
+            edge.close()
+        summary = MegaCloudApp._summary(self.app, 0.0)
+        self._stack.close()
+        return json.loads(json.dumps(summary))
 
 
-def test_an_edge_holds_its_own_segments_alone(simulated):
-    setting = simulated[0]
-    sizes = []
-    for edge in range(3):
-        own = of_edge(setting, edge)
-        parts = [getattr(setting.federation, part) for part in ("edges", "val", "test")]
-        rows = np.concatenate([part.rows[edge][part.real[edge]] for part in parts])
-        np.testing.assert_array_equal(
-            np.sort(own.federation.data.labels), np.sort(setting.federation.data.labels[rows]))
-        assert own.federation.ends.counts.sum() == setting.federation.edges.counts[edge]
-        sizes.append(len(rows))
-    assert sum(sizes) == len(DATA)
+def begun(app):
+    """An app whose run has begun: its log, to be closed."""
+    from mlecs_jax import runlog
+
+    app._log = runlog.RunLog(app._workdir, app._identity())
+    app._cloud = app._opened()
+    app._log.resume(app._cloud.books.closed)
+    app._made = app._closed_at = 0.0
+    app._transport.on_push(app._handle)
+    return app._log
 
 
-def test_what_an_edge_says_wrong_is_refused_and_counted(simulated, tmp_path):
-    cloud = cloud_of(simulated, tmp_path)
-    model = {f"model/{path}": np.asarray(x) for path, x in simulated[2][0].items()}
-    good = Message(Header("push", SESSION, 0, "e1", 2, 1),
-                   model | {"count": np.array(5, np.int64)})
-    path = next(iter(model))
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
-    def changed(arrays=None, **header):
-        return Message(dataclasses.replace(good.header, **header),
-                       {**good.arrays, **(arrays or {})})
 
+def same(a, b, where=""):
+    if isinstance(b, dict):
+        assert set(a) == set(b), where
+        for key in b:
+            same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(b, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{where}/{i}")
+    elif isinstance(b, float):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=where)
+    else:
+        assert a == b, where
+
+
+def test_versions_and_their_scores_are_the_simulations(deployed, simulated):
+    """Also across the cloud's restart."""
+    ours = lines(deployed[0])
+    assert len(ours) == len(simulated[0]) > 6
+    for own, other in zip(ours, simulated[0], strict=True):
+        for key in ("round", "rounds", "data_source", "edges", "staleness", "eval"):
+            same(own[key], other[key], key)
+        assert own["deployment"]["scored_by"] == list(ROSTER)
+
+
+def test_the_summary_is_the_simulations(deployed, simulated):
+    ours, theirs = deployed[1], json.loads(json.dumps(simulated[1]))
+    found = ours.pop("deployment")
+    assert set(ours) == set(theirs)
+    for part in (ours, theirs):
+        del part["timing"]
+    same(ours, theirs)
+    assert found["refused"] == {} and found["finished"] == list(ROSTER)
+    assert sum(found["uploads"].values()) == ours["rounds"]
+    ours["deployment"] = found
+
+
+def test_models_counts_and_sums_are_all_that_leaves_an_edge(deployed, simulated):
+    _, summary, said, (folder, _) = deployed
+    model = {f"model/{path}" for path in ("project", "head")}
+    allowed = {"begin": {"count"}, "push": model | {"count"},
+               "evaluate": set(mega_scores.template("val", "test")),
+               "finish": set(mega_scores.template(*PLACES)) | {"history"}}
+    kinds = set()
+    for data in said:
+        message = wire.decode(data, limit_bytes=1 << 24)
+        kinds.add(message.header.kind)
+        assert set(message.arrays) == allowed[message.header.kind]
+        if message.header.kind == "push":
+            assert sum(x.nbytes for x in message.arrays.values()) == summary["communication"][
+                "uplink_bytes"]
+        else:
+            assert sum(x.nbytes for x in message.arrays.values()) < 3000  # whatever its rows are
+    assert kinds == set(allowed)
+    everything = b"".join(said)
+    for name in ROSTER:
+        own = mega_share.load(folder / name)
+        for modality in sentiment.MODALITIES:
+            steps = getattr(own, modality).reshape(-1, getattr(own, modality).shape[-1])
+            steps = steps[(steps[:, :3] != 0).all(axis=1)]
+            assert len(steps) and all(step.tobytes()[:12] not in everything for step in steps)
+
+
+def test_shares_are_dealt_whole_and_nobody_has_anothers(provisioned):
+    folder, agreed = provisioned
+    whole = setting.build(config.parse(VALUES), DATA, jax.devices()[:1]).federation
+    found = [mega_share.load(folder / name) for name in ROSTER]
+    assert sum(len(own.labels) for own in found) == len(DATA)
+    assert len(mega_share.load(folder / "cloud").labels) == 0
+    for edge, own in enumerate(found):
+        alone = mega_share.edge_setting(config.parse(VALUES), own, edge, agreed.train_rows,
+                                        jax.devices()[:1]).federation
+        for part in ("ends", "edges", "val", "test"):
+            ours, theirs = getattr(alone, part), getattr(whole, part)
+            mine = (slice(2 * edge, 2 * edge + 2) if part == "ends" else slice(edge, edge + 1))
+            np.testing.assert_array_equal(ours.counts[mine], theirs.counts[mine])
+            assert ours.counts.sum() == theirs.counts[mine].sum()
+            for node in range(*mine.indices(len(ours.rows))):
+                np.testing.assert_array_equal(
+                    alone.data.text[ours.rows[node][ours.real[node]]],
+                    whole.data.text[theirs.rows[node][theirs.real[node]]])
+
+
+@pytest.mark.parametrize("change,message", [
+    ({"edge": 1}, "of edge 1, not of edge 0"), ({"edge_rows": 1}, "edge_rows is 1"),
+    ({"end": "first"}, "give each of 2"), ({"part": "train"}, "training, validation and test"),
+    ({"labels": "short"}, "do not fit each other")])
+def test_a_share_that_does_not_fit_is_refused(provisioned, change, message):
+    folder, agreed = provisioned
+    own = mega_share.load(folder / "e0")
+    special = {"first": np.where(own.end >= 0, 0, -1), "train": np.zeros_like(own.part),
+               "short": own.labels[:-1]}
+    with pytest.raises(UserError, match=message):
+        wrong = dataclasses.replace(own, **{
+            key: special[value] if isinstance(value, str) else value
+            for key, value in change.items()})
+        mega_share.edge_setting(config.parse(VALUES), wrong, 0, agreed.train_rows)
+
+
+def test_pooled_tallies_give_the_scores_of_all_segments():
+    rng = np.random.default_rng(0)
+    true = np.round(rng.uniform(-3, 3, 60), 1).astype(np.float32)
+    predicted = (true + rng.normal(0, 1.5, 60)).astype(np.float32)
+    true[:4], predicted[4:7] = 0.0, [2.5, -2.5, 0.0]
+    parts = [mega_scores.tally(true[rows], predicted[rows])
+             for rows in np.split(np.arange(60), [13, 40])]
+    again = [mega_scores.from_plain(json.loads(json.dumps(mega_scores.plain(p)))) for p in parts]
+    same(mega_scores.scores(mega_scores.pooled(again)), metrics.scores(true, predicted))
+    alike = mega_scores.scores(mega_scores.tally(true[:4], np.full(4, 0.3, np.float32)))
+    assert alike["corr"] is None and alike["acc2_non0"] is None
+    assert alike["mae"] == pytest.approx(0.3)
+
+
+def cloud_of(folder, **options):
+    model = toy().init(jax.random.key(0), DATA.batch(slice(0, 1)))
+    return MegaCloud(model, 0.0, ROSTER, "run.1", 2, folder, **options), model
+
+
+def test_what_an_edge_says_wrong_is_refused_and_counted(tmp_path):
+    cloud, initial = cloud_of(tmp_path)
+    count = {"count": np.array(5, np.int32)}
+    begin = Message(Header("begin", "run.1", -1, "e1", 2, 0), count)
+    good = Message(Header("push", "run.1", 0, "e1", 2, 1),
+                   channel.pack({"model": initial}) | count)
+    tally = mega_scores.tally(np.array([0.5, -1.0]), np.array([0.2, 0.1]))
+    scored = Message(Header("evaluate", "run.1", 1, "e1", 2, 1), {
+        path: x for split in ("val", "test") for path, x in
+        mega_scores.placed(tally, split).items()})
+    path = "model/head"
+
+    def changed(arrays=None, message=good, **header):
+        return Message(dataclasses.replace(message.header, **header),
+                       {**message.arrays, **(arrays or {})})
+
+    with pytest.raises(WireError, match="has not begun"):
+        cloud.handle("e1", good)
+    assert cloud.handle("e1", begin).header.kind == "push"
     wrong = [("e2", good, "sender"), ("e9", changed(sender="e9"), "sender"),
-             ("e1", changed(session="x.1-00"), "session"), ("e1", changed(kind="round"), "kind"),
-             ("e1", changed({path: model[path][:-1]}), "shape"),
-             ("e1", changed({path: model[path] * np.float32(np.nan)}), "not_finite"),
+             ("e1", changed(session="x.1"), "session"), ("e1", changed(kind="round"), "kind"),
+             ("e1", changed({path: good.arrays[path][:-1]}), "shape"),
+             ("e1", changed({path: good.arrays[path] * np.float32(np.nan)}), "not_finite"),
              ("e1", changed({"adapter": np.zeros(1)}), "path"),
-             ("e1", changed({"count": np.array(0, np.int64)}), "range"),
-             ("e1", changed(round=3), "round"), ("e1", changed(serial=0), "replay")]
+             ("e1", changed({"count": np.array(0, np.int32)}), "range"),
+             ("e1", changed(round=3), "round"), ("e1", changed(serial=0), "replay"),
+             ("e1", scored, "round"), ("e1", changed(kind="finish"), "path")]
     for name, message, reason in wrong:
         with pytest.raises(WireError) as caught:
             cloud.handle(name, message)
         assert caught.value.reason == reason
-    assert sum(cloud.refused.values()) == len(wrong) and cloud.version == 0
-    assert cloud.handle("e1", good).header.sender == wire.CLOUD and cloud.version == 1
+    assert sum(cloud.books.refused.values()) == len(wrong) + 1 and cloud.books.version == 0
+    answer = cloud.handle("e1", good)
+    assert answer.header.sender == wire.CLOUD and cloud.books.version == 1
+    assert (answer.header.kind, answer.header.serial) == ("evaluate", 1)
     with pytest.raises(WireError, match="replay"):
         cloud.handle("e1", good)
-    cloud.close()
+    with pytest.raises(WireError, match="range"):
+        cloud.handle("e1", changed({"val/has0": np.ones((2, 2), int)}, scored))
+    assert cloud.handle("e1", scored).header.kind == "push"
+
+
+def test_who_is_away_holds_up_no_version_for_ever(tmp_path):
+    """The present edge's scores decide, and the absent one may come back to the last versions."""
+    closed = []
+    cloud, initial = cloud_of(tmp_path, on_closed=closed.append)
+    cloud._versions = 99
+    count = {"count": np.array(5, np.int32)}
+    for name in ("e0", "e1"):
+        cloud.handle(name, Message(Header("begin", "run.1", -1, name, 2, 0), count))
+    for serial in range(1, 16):
+        cloud.handle("e1", Message(Header("push", "run.1", serial - 1, "e1", 2, serial),
+                                   channel.pack({"model": initial}) | count))
+    assert [version.number for version in closed] == [1, 2, 3]
+    assert len(cloud.books.open) == 12 and cloud.books.best.number == 3
+    back = cloud.handle("e0", Message(Header("begin", "run.1", -1, "e0", 2, 0), count))
+    assert (back.header.kind, back.header.round) == ("evaluate", 4)
+
+
+def test_damaged_books_are_not_taken_up(tmp_path):
+    cloud, _ = cloud_of(tmp_path)
+    cloud.handle("e1", Message(Header("begin", "run.1", -1, "e1", 2, 0),
+                               {"count": np.array(5, np.int32)}))
+    (tmp_path / "state.json").write_text("{torn")
+    with pytest.raises(UserError, match="state.json is damaged"):
+        cloud_of(tmp_path)
+
+
+def test_barriers_are_not_deployed(provisioned, tmp_path):
+    folder, agreed = provisioned
+    other = dataclasses.replace(agreed, config=values(method__mode="sync"))
+    with pytest.raises(UserError, match="nobody waits: use async"):
+        MegaCloudApp(other, MemoryTransport({}), tmp_path, folder / "cloud")
+
+
+def test_the_personal_model_stays_on_the_edge(deployed):
+    from safetensors.numpy import load_file
+
+    for name in ROSTER:
+        found = load_file(deployed[0] / name / "personal.safetensors")
+        assert {path.partition("/")[0] for path in found} == {"model", "adapter"}
+    assert mega_ce2.ADAPTERS  # adapters have keys of their own, so they differ between edges
+    own = [load_file(deployed[0] / name / "personal.safetensors") for name in ROSTER[:2]]
+    assert any(not np.array_equal(own[0][path], own[1][path]) for path in own[0])

@@ -1,0 +1,246 @@
+"""The cloud's process of Mega-CE²: versions as they come, files as of a simulated run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlecs_jax import channel, runlog
+from mlecs_jax.data.sentiment import MODALITIES, SentimentBatch
+from mlecs_jax.deploy import mega_scores, mega_share
+from mlecs_jax.deploy.crew import OnEvent
+from mlecs_jax.deploy.mega_cloud import PLACES, MegaCloud
+from mlecs_jax.deploy.mega_edge import versions as versions_of
+from mlecs_jax.deploy.mega_store import Version
+from mlecs_jax.deploy.session import Session
+from mlecs_jax.deploy.share import CLOUD
+from mlecs_jax.deploy.transport import Transport
+from mlecs_jax.deploy.wire import Message, WireError
+from mlecs_jax.errors import UserError
+from mlecs_jax.experiment import COMPILE_CLOCK
+from mlecs_jax.mega import config as configs
+from mlecs_jax.mega.config import MegaConfig
+from mlecs_jax.models import adapters as adapter_blocks
+from mlecs_jax.models import crossmodal
+
+GOODBYE_S = 5.0  # seconds that edges have to hear that it is over
+STATE = "cloud"  # folder of the cloud's state, in the run's
+
+
+class MegaCloudApp:
+    """The cloud's side of Mega-CE² behind a transport; see :class:`~.cloud.CloudApp`.
+
+    It holds the model and what edges have sent, and no segment of any dataset.
+
+    Args:
+      session, transport, workdir, on_event: as :class:`~mlecs_jax.deploy.cloud.CloudApp`'s.
+      data_dir: where the share of provisioning is, which says what segments look like.
+      versions: the run ends with this one; None: as many as synchronous rounds would take in.
+      latest: the session with edges that have been added meanwhile, asked when a new one speaks.
+
+    Raises:
+      UserError: bad options or data.
+    """
+
+    def __init__(
+        self, session: Session, transport: Transport, workdir: Path, data_dir: Path,
+        on_event: OnEvent = lambda kind, values: None, versions: int | None = None,
+        latest: Callable[[], Session] | None = None,
+    ):
+        self._session, self._transport, self._workdir = session, transport, workdir
+        self._on_event, self._config = on_event, checked(session.config)
+        self._share = mega_share.load(data_dir)
+        if self._share.edge != CLOUD:
+            raise UserError(f"the share is of edge {self._share.edge}; give the cloud its own "
+                            "folder")
+        self._versions = versions or versions_of(self._config)
+        self._latest = latest or (lambda: session)
+        self._changed = threading.Condition()
+        self._log: runlog.RunLog | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Takes in models to the end, from the last version; returns ``summary.json``'s contents.
+
+        Raises:
+          UserError: the folder holds another run, or no edge says anything for ``limits.wait_s``
+            seconds; the same command resumes.
+        """
+        compiled_before = COMPILE_CLOCK.seconds
+        with contextlib.ExitStack() as stack:
+            self._log = stack.enter_context(contextlib.closing(
+                runlog.RunLog(self._workdir, self._identity())))
+            self._cloud = self._opened()
+            books = self._cloud.books
+            self._log.resume(books.closed)
+            self._made = self._closed_at = time.monotonic()
+            self._on_event("start", {"complete": books.closed, "rounds": self._versions})
+            if self._cloud.chosen and (done := self._log.finished_summary(self._versions)):
+                return done
+            self._transport.on_push(self._handle)
+            self._wait()
+            summary = self._summary(COMPILE_CLOCK.seconds - compiled_before)
+            self._log.write_summary(summary)
+            self._let_go()
+        return summary
+
+    def _identity(self) -> dict[str, Any]:
+        return dataclasses.asdict(self._config) | {"deployment": {
+            "run": self._session.run, "roster": list(self._session.founders),
+            "versions": self._versions}}
+
+    def _opened(self) -> MegaCloud:
+        config = self._config
+        example = SentimentBatch(*(np.zeros((1, *self._share.shapes[name]), np.float32)
+                                   for name in MODALITIES), np.zeros(1, np.float32))
+        key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        initial = crossmodal.model(config.model_config(), "Mega-CE²").init(key, example)
+        return MegaCloud(
+            jax.tree.map(np.asarray, initial), config.method.staleness_exponent,
+            self._session.roster, self._session.id(1), self._versions, self._workdir / STATE,
+            every=config.eval.every, epochs=config.adapter.epochs, on_closed=self._on_closed)
+
+    def _handle(self, name: str, message: Message) -> Message:
+        """Answers an edge; called by the transport, from any thread."""
+        with self._changed:
+            cloud = self._cloud
+            if name not in cloud.roster:
+                self._session = self._latest()
+                cloud.roster = self._session.roster
+            begun, version = set(cloud.books.edges), cloud.books.version
+            try:
+                answer = cloud.handle(name, message)
+            except WireError as error:
+                self._on_event("fault", {"device": name, "round": version,
+                                         "what": f"{message.header.kind}: refused: {error}"})
+                raise
+            if cloud.books.version > version:
+                self._made = time.monotonic()
+            if set(cloud.books.edges) > begun:
+                self._on_event("session", {
+                    "count": 1, "round": version,
+                    "members": [who for who in cloud.roster if who in cloud.books.edges]})
+            self._heard = time.monotonic()
+            self._changed.notify_all()
+        return answer
+
+    def _wait(self) -> None:
+        """Returns once enough edges have said their last word."""
+        limits, cloud = self._session.limits, self._cloud
+        self._heard = time.monotonic()
+        since = {"scores": 0.0, "last words": 0.0}
+        with self._changed:
+            while not cloud.chosen or len(cloud.finished) < len(cloud.books.edges):
+                self._changed.wait(0.5)
+                now = time.monotonic()
+                if cloud.chosen:
+                    since["last words"] = since["last words"] or now
+                    if (now - since["last words"] > limits.first_deadline_s
+                            and len(cloud.finished) >= limits.min_devices):
+                        break
+                elif cloud.complete:
+                    since["scores"] = since["scores"] or now
+                    if now - since["scores"] > limits.deadline_s:
+                        cloud.close_open()
+                if now - self._heard > max(limits.wait_s, limits.first_deadline_s):
+                    raise UserError(
+                        f"no edge has said anything for {now - self._heard:.0f} s at version "
+                        f"{cloud.books.version} of {self._versions}; start them, then the same "
+                        "command goes on")
+
+    def _on_closed(self, version: Version) -> None:
+        """The line of a version whose scores are complete."""
+        assert self._log is not None
+        now = time.monotonic()
+        record: dict[str, Any] = {
+            "round": version.number - 1, "rounds": self._versions,
+            "data_source": self._share.source, "time": version.time, "edges": [version.edge],
+            "staleness": [version.staleness]}
+        if version.tallies:
+            record["eval"] = {split: mega_scores.scores(mega_scores.pooled(
+                mega_scores.from_plain(own[split]) for own in version.tallies.values()))
+                for split in mega_scores.SPLITS}
+        record |= {
+            "seconds": round(now - self._closed_at, 4),
+            "deployment": {"scored_by": [name for name in self._session.roster
+                                         if name in version.tallies]}}
+        self._closed_at = now
+        self._log.append(record)
+        self._on_event("round", record)
+
+    def _summary(self, compile_seconds: float) -> dict[str, Any]:
+        """The simulation's summary, of the edges that have said their last word."""
+        cloud, config, log = self._cloud, self._config, self._log
+        assert log is not None and cloud.books.best is not None
+        answers = {name: cloud.books.edges[name].answers or {} for name in cloud.finished}
+        tallies = {place: {name: mega_scores.from_plain(own[place])
+                           for name, own in answers.items()} for place in PLACES}
+        scores = {place: mega_scores.scores(mega_scores.pooled(found.values()))
+                  for place, found in tallies.items()}
+        edges = [{model: mega_scores.scores(tallies[f"{model}/test"][name])
+                  if name in answers else None for model in ("global", "personal")}
+                 for name in cloud.roster]
+        model = cloud.store.model(cloud.books.best.number)
+        size = channel.num_bytes(model)
+        pushes = {name: cloud.books.edges[name].serial if name in cloud.books.edges else 0
+                  for name in cloud.roster}
+        return {
+            "method": config.method.name, "mode": config.method.mode,
+            "data_source": self._share.source, "caution": self._share.caution,
+            "rounds": self._versions, "best_version": cloud.books.best.number,
+            "server": scores["global/test"], "client": scores["personal/test"],
+            "validation": {"server": scores["global/val"], "client": scores["personal/val"]},
+            "edges": edges,
+            "communication": {
+                "uplink_bytes": size + np.dtype(np.int32).itemsize, "downlink_bytes": size,
+                "adapter_bytes_sent": 0},
+            "timing": {
+                "train_seconds": round(sum(record["seconds"] for record in log.records), 2),
+                "elapsed_seconds": round(cloud.books.seconds, 2),
+                "compile_seconds": round(compile_seconds, 2)},
+            "extra": self._sizes(model) | {"worst_edge_mae": {
+                kind: max(edge[kind]["mae"] for edge in edges if edge[kind])
+                for kind in ("global", "personal")}},
+            "personalisation_history": np.mean(
+                [own["history"] for own in answers.values()], axis=0).tolist(),
+            "deployment": {
+                "uploads": pushes, "finished": cloud.finished, "refused": cloud.books.refused,
+                "refused_of": cloud.books.refused_of, "missed": {}, "dropped": {
+                    name: 1 for name in cloud.roster if name not in answers}, "sessions": 1}}
+
+    def _sizes(self, model: Any) -> dict[str, int]:
+        """Parameters of the model and of one edge's adapter."""
+        shape = self._config.model_config()
+        adapter = adapter_blocks.init(jax.random.key(0), shape.pairs(), shape.width,
+                                      share=self._config.adapter.share)
+        count, tuned = (sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+                        for tree in (model, adapter))
+        blocks = 1 if adapter_blocks.SHARED in adapter else len(adapter)
+        return {"parameters": count, "adapter_parameters": tuned, "adapter_blocks": blocks}
+
+    def _let_go(self) -> None:
+        """Gives edges the time to hear that it is over."""
+        until = time.monotonic() + GOODBYE_S
+        while self._transport.names() and time.monotonic() < until:
+            time.sleep(0.05)
+
+
+def checked(values: Any) -> MegaConfig:
+    """The configuration of a deployment, typed.
+
+    Raises:
+      UserError: see :func:`mlecs_jax.mega.config.parse`; also what a deployment cannot do.
+    """
+    config = configs.parse(json.loads(json.dumps(dict(values))))
+    if config.method.mode != "async":
+        raise UserError(f"method.mode is {config.method.mode}; over a network nobody waits: use "
+                        "async, or simulate barriers with mlecs_jax.run")
+    return config

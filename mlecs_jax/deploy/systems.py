@@ -1,0 +1,198 @@
+"""The two systems that are deployed, behind one interface: a configuration says which it is.
+
+Commands, kits, sessions and transports know neither; what they need of one is a :class:`System`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from mlecs_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mlecs_jax.deploy.kit import Kit
+    from mlecs_jax.deploy.nvflare_edge import EdgeLink
+    from mlecs_jax.deploy.session import Session
+    from mlecs_jax.deploy.transport import Transport
+
+Values = Mapping[str, Any]
+OnEvent = Callable[[str, dict[str, Any]], None]
+ASK_AGAIN_S = 0.5  # of an edge that has nothing to do
+
+
+@runtime_checkable
+class App(Protocol):
+    """The cloud's process."""
+
+    def run(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class System(Protocol):
+    """What differs between deployments of the two systems.
+
+    Attributes:
+      name: of the method.
+      devices: the value below ``partition`` that says how many devices there are.
+    """
+
+    name: str
+    devices: str
+
+    def parse(self, values: Values) -> Any:
+        """The checked configuration; raises UserError, also for what a deployment cannot do."""
+        ...
+
+    def deal(self, values: Values) -> tuple[list[Callable[[Path], None]], int]:
+        """Everyone's share of the configured dataset, the cloud's first, each as what writes it
+        into a folder; and the training rows of the longest (``Session.train_rows``)."""
+        ...
+
+    def cloud(
+        self, session: Session, transport: Transport, workdir: Path, data: Path, on_event: OnEvent,
+        latest: Callable[[], Session],
+    ) -> App:
+        """The cloud's process; ``latest`` is the session with devices that have been added."""
+        ...
+
+    def serve(
+        self, kit: Kit, session: Session, link: EdgeLink, data: Path, state: Path,
+        turns: Path | None,
+    ) -> None:
+        """A device, from preparing its programs to the end of the run."""
+        ...
+
+    def display(self, session: Session, workdir: Path) -> Any:
+        """Terminal output: a context manager with ``event(kind, values)`` and
+        ``finish(summary)``."""
+        ...
+
+
+class MlEcs:
+    """ML-ECS: rounds, asked for by the cloud."""
+
+    name, devices = "ml_ecs", "num_clients"
+
+    def parse(self, values: Values) -> Any:
+        from mlecs_jax import config
+
+        return config.parse(values)
+
+    def deal(self, values: Values) -> tuple[list[Callable[[Path], None]], int]:
+        from mlecs_jax import backbones, federation
+        from mlecs_jax.data import sources, text
+        from mlecs_jax.deploy import share
+
+        config = self.parse(values)
+        samples = sources.load(config.data, config.captions)
+        _, tokenizer = backbones.resolve(config, samples)
+        target = text.targets(samples, tokenizer,
+                              config.captions.max_tokens if config.captions else 0)
+        whole = federation.build(samples, target, config.partition_config(), config.train.rounds)
+        shares = share.split(whole, public_labels=config.partition.public_labels)
+        return ([lambda folder, part=part: share.save(part, folder) for part in shares],
+                max(len(part.parts["train"].labels) for part in shares[1:]))
+
+    def cloud(
+        self, session: Session, transport: Transport, workdir: Path, data: Path, on_event: OnEvent,
+        latest: Callable[[], Session],
+    ) -> App:
+        from mlecs_jax.deploy.cloud import CloudApp
+
+        return CloudApp(session, transport, workdir, data, on_event, latest=latest)
+
+    def serve(
+        self, kit: Kit, session: Session, link: EdgeLink, data: Path, state: Path,
+        turns: Path | None,
+    ) -> None:
+        from mlecs_jax.deploy.edge import EdgeApp
+        from mlecs_jax.deploy.turns import in_turns, turn
+
+        with turn(turns):
+            app = EdgeApp(session, kit.name, data, state)
+        with contextlib.closing(app):
+            link.connect()
+            link.serve(in_turns(app.handle, turns))
+
+    def display(self, session: Session, workdir: Path) -> Any:
+        from mlecs_jax.deploy.display import Display
+
+        return Display(session, workdir)
+
+
+class MegaCe2:
+    """Mega-CE²: versions, made of what edges push."""
+
+    name, devices = "mega_ce2", "edges"
+
+    def parse(self, values: Values) -> Any:
+        from mlecs_jax.deploy.mega_app import checked
+
+        return checked(values)
+
+    def deal(self, values: Values) -> tuple[list[Callable[[Path], None]], int]:
+        from mlecs_jax.deploy import mega_share
+        from mlecs_jax.mega import federation, setting
+
+        config = self.parse(values)
+        whole = federation.build(setting.load(config.data), config)
+        return ([lambda folder, part=part: mega_share.save(part, folder)
+                 for part in mega_share.split(whole)], int(whole.ends.counts.max()))
+
+    def cloud(
+        self, session: Session, transport: Transport, workdir: Path, data: Path, on_event: OnEvent,
+        latest: Callable[[], Session],
+    ) -> App:
+        from mlecs_jax.deploy.mega_app import MegaCloudApp
+
+        return MegaCloudApp(session, transport, workdir, data, on_event, latest=latest)
+
+    def serve(
+        self, kit: Kit, session: Session, link: EdgeLink, data: Path, state: Path,
+        turns: Path | None,
+    ) -> None:
+        from mlecs_jax.deploy.mega_edge import MegaEdgeApp
+        from mlecs_jax.deploy.turns import turn
+
+        with turn(turns):
+            app = MegaEdgeApp(session, kit.name, data, state)
+            if turns is not None:
+                app.warm_up()
+
+        def in_turn(work: Callable[[], None]) -> None:
+            with turn(turns):
+                work()
+
+        with contextlib.closing(app):
+            link.connect()
+            app.run(link.persist, lambda: time.sleep(ASK_AGAIN_S), in_turn)
+
+    def display(self, session: Session, workdir: Path) -> Any:
+        from mlecs_jax.deploy.mega_display import MegaDisplay
+
+        return MegaDisplay(session, workdir)
+
+
+SYSTEMS: dict[str, System] = {system.name: system for system in (MlEcs(), MegaCe2())}
+
+
+def of(values: Values) -> System:
+    """The system of a configuration.
+
+    Raises:
+      UserError: its method is none that is deployed.
+    """
+    name = values["method"]["name"]
+    if name not in SYSTEMS:
+        raise UserError(f"method.name is {name}; a deployment runs {' or '.join(SYSTEMS)}, "
+                        "simulate it with mlecs_jax.run")
+    return SYSTEMS[name]
+
+
+def with_devices(values: Values, count: int) -> dict[str, Any]:
+    """A configuration of so many devices."""
+    return {**values, "partition": {**values["partition"], of(values).devices: count}}
