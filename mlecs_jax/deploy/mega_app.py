@@ -20,7 +20,8 @@ from mlecs_jax.deploy import mega_scores, mega_share
 from mlecs_jax.deploy.crew import OnEvent
 from mlecs_jax.deploy.mega_cloud import PLACES, MegaCloud
 from mlecs_jax.deploy.mega_edge import versions as versions_of
-from mlecs_jax.deploy.mega_store import Version
+from mlecs_jax.deploy.mega_scores import Tally
+from mlecs_jax.deploy.mega_store import EdgeNotes, Version
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.deploy.share import CLOUD
 from mlecs_jax.deploy.transport import Transport
@@ -29,10 +30,13 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.experiment import COMPILE_CLOCK
 from mlecs_jax.mega import config as configs
 from mlecs_jax.mega.config import MegaConfig
+from mlecs_jax.metrics.sentiment import CLASSES
 from mlecs_jax.models import adapters as adapter_blocks
 from mlecs_jax.models import crossmodal
+from mlecs_jax.report.run_report import write_report
 
 GOODBYE_S = 5.0  # seconds that edges have to hear that it is over
+KINDS = ("global", "personal")  # of models
 STATE = "cloud"  # folder of the cloud's state, in the run's
 
 
@@ -84,11 +88,13 @@ class MegaCloudApp:
             self._made = self._closed_at = time.monotonic()
             self._on_event("start", {"complete": books.closed, "rounds": self._versions})
             if self._cloud.chosen and (done := self._log.finished_summary(self._versions)):
+                write_report(self._workdir)  # a kill may have come between summary and report
                 return done
             self._transport.on_push(self._handle)
             self._wait()
             summary = self._summary(COMPILE_CLOCK.seconds - compiled_before)
             self._log.write_summary(summary)
+            write_report(self._workdir)
             self._let_go()
         return summary
 
@@ -106,7 +112,8 @@ class MegaCloudApp:
         return MegaCloud(
             jax.tree.map(np.asarray, initial), config.method.staleness_exponent,
             self._session.roster, self._session.id(1), self._versions, self._workdir / STATE,
-            every=config.eval.every, epochs=config.adapter.epochs, on_closed=self._on_closed)
+            ends=config.partition.ends, every=config.eval.every, epochs=config.adapter.epochs,
+            on_closed=self._on_closed)
 
     def _handle(self, name: str, message: Message) -> Message:
         """Answers an edge; called by the transport, from any thread."""
@@ -183,38 +190,56 @@ class MegaCloudApp:
         answers = {name: cloud.books.edges[name].answers or {} for name in cloud.finished}
         tallies = {place: {name: mega_scores.from_plain(own[place])
                            for name, own in answers.items()} for place in PLACES}
-        scores = {place: mega_scores.scores(mega_scores.pooled(found.values()))
-                  for place, found in tallies.items()}
-        edges = [{model: mega_scores.scores(tallies[f"{model}/test"][name])
-                  if name in answers else None for model in ("global", "personal")}
-                 for name in cloud.roster]
+        whole = {place: mega_scores.pooled(found.values()) for place, found in tallies.items()}
+        scores = {place: mega_scores.scores(found) for place, found in whole.items()}
+        edges = [self._edge(number, tallies) for number in range(len(cloud.roster))]
+        known = [edge for edge in edges if edge["global"]]
         model = cloud.store.model(cloud.books.best.number)
         size = channel.num_bytes(model)
-        pushes = {name: cloud.books.edges[name].serial if name in cloud.books.edges else 0
-                  for name in cloud.roster}
         return {
             "method": config.method.name, "mode": config.method.mode,
             "data_source": self._share.source, "caution": self._share.caution,
-            "rounds": self._versions, "best_version": cloud.books.best.number,
+            "split": config.data.split, "rounds": self._versions,
+            "best_version": cloud.books.best.number,
             "server": scores["global/test"], "client": scores["personal/test"],
             "validation": {"server": scores["global/val"], "client": scores["personal/val"]},
-            "edges": edges,
+            "edges": edges, "class_names": list(CLASSES),
+            "confusion": {kind: whole[f"{kind}/test"]["seven"].tolist() for kind in KINDS},
             "communication": {
                 "uplink_bytes": size + np.dtype(np.int32).itemsize, "downlink_bytes": size,
-                "adapter_bytes_sent": 0},
+                "uploads": sum(edge["reports"] for edge in edges),
+                "downloads": cloud.books.downloads, "adapter_bytes_sent": 0},
             "timing": {
                 "train_seconds": round(sum(record["seconds"] for record in log.records), 2),
                 "elapsed_seconds": round(cloud.books.seconds, 2),
                 "compile_seconds": round(compile_seconds, 2)},
             "extra": self._sizes(model) | {"worst_edge_mae": {
-                kind: max(edge[kind]["mae"] for edge in edges if edge[kind])
-                for kind in ("global", "personal")}},
+                kind: max(edge[kind]["mae"] for edge in known) for kind in KINDS}},
             "personalisation_history": np.mean(
                 [own["history"] for own in answers.values()], axis=0).tolist(),
             "deployment": {
-                "uploads": pushes, "finished": cloud.finished, "refused": cloud.books.refused,
-                "refused_of": cloud.books.refused_of, "missed": {}, "dropped": {
-                    name: 1 for name in cloud.roster if name not in answers}, "sessions": 1}}
+                "sessions": 1, "uploads": {name: edge["reports"] for name, edge in
+                                           zip(cloud.roster, edges, strict=True)},
+                "missed": {}, "refused": cloud.books.refused,
+                "refused_of": cloud.books.refused_of, "finished": cloud.finished,
+                "dropped": {name: 1 for name in cloud.roster if name not in answers}}}
+
+    def _edge(self, number: int, tallies: dict[str, dict[str, Tally]]) -> dict[str, Any]:
+        """What is known of an edge; its scores are None where it has not said its last word. Its
+        speed is its own affair."""
+        name = self._cloud.roster[number]
+        notes = self._cloud.books.edges.get(name, EdgeNotes(0))
+        found: dict[str, Any] = {
+            "edge": number, "train_segments": notes.count, "end_segments": notes.ends}
+        for split in mega_scores.SPLITS:
+            own = tallies[f"global/{split}"].get(name)
+            found[f"{split}_segments"] = None if own is None else int(own["seven"].sum())
+        found |= {"speed": None, "reports": notes.serial}
+        for kind in KINDS:
+            own = tallies[f"{kind}/test"].get(name)
+            found[kind] = None if own is None else mega_scores.scores(own) | {
+                "confusion": own["seven"].tolist()}
+        return found
 
     def _sizes(self, model: Any) -> dict[str, int]:
         """Parameters of the model and of one edge's adapter."""

@@ -9,7 +9,7 @@ An edge does one thing after the other, says what came of it, and hears what is 
 ========= =========================================== ======================================
 kind      an edge that was told this                  says, when it has done it
 ========= =========================================== ======================================
-begin     has nothing to do now, asks in a while      its number of training segments
+begin     has nothing to do now, asks in a while      its training segments, in all and by end
 evaluate  scores a version on its held-out segments   counts and sums (:mod:`.mega_scores`)
 push      trains the newest version with its ends     its model and its number of segments
 finish    tunes its adapter beside the best version   the same, of both models; its history
@@ -60,6 +60,7 @@ class MegaCloud:
       session: what all messages carry (:class:`mlecs_jax.deploy.wire.Header`).
       versions: the run ends with this one.
       folder: state is kept there; the same folder goes on.
+      ends: of every edge.
       every: versions between those that edges score; the last is always scored.
       epochs: of adapter tuning.
       on_closed: called in order with every version whose scores are complete.
@@ -67,7 +68,7 @@ class MegaCloud:
 
     def __init__(
         self, initial: Params, exponent: float, roster: Sequence[str], session: str, versions: int,
-        folder: Path, *, every: int = 1, epochs: int = 0,
+        folder: Path, *, ends: int, every: int = 1, epochs: int = 0,
         on_closed: Callable[[Version], None] = lambda version: None,
     ):
         self._exponent, self.roster = exponent, tuple(roster)
@@ -77,7 +78,7 @@ class MegaCloud:
         count = jax.ShapeDtypeStruct((), np.int32)
         history = jax.ShapeDtypeStruct((epochs + 1,), np.float64)
         self._templates: dict[str, admission.Template] = {
-            "begin": {"count": count},
+            "begin": {"count": count, "ends": jax.ShapeDtypeStruct((ends,), np.int32)},
             "evaluate": mega_scores.template(*mega_scores.SPLITS),
             "push": protocol.shapes({"model": initial, "count": count}),
             "finish": mega_scores.template(*PLACES) | {"history": history}}
@@ -125,8 +126,9 @@ class MegaCloud:
                 "finish": self._finished}
         take[message.header.kind](name, message)
         self._close_scored()
+        answer = self._next(name, message)
         self._commit()
-        return self._next(name, message)
+        return answer
 
     def close_open(self) -> None:
         """Closes versions that still wait for scores with those that there are."""
@@ -138,6 +140,7 @@ class MegaCloud:
         kind, version = self._task(name)
         known = message.header.round
         needed = kind not in ("begin", "over") and version != known
+        self.books.downloads += needed
         header = dataclasses.replace(
             message.header, kind=kind, sender=CLOUD, modalities=0, serial=self._serial(name),
             round=version if needed else known)
@@ -161,15 +164,15 @@ class MegaCloud:
         return self.books.edges[name].serial
 
     def _begun(self, name: str, message: Message) -> None:
-        count = int(message.arrays["count"])
-        self.books.edges.setdefault(name, EdgeNotes(count)).count = count
+        notes = self.books.edges.setdefault(name, EdgeNotes(0))
+        notes.count, notes.ends = int(message.arrays["count"]), message.arrays["ends"].tolist()
 
     def _pushed(self, name: str, message: Message) -> None:
         """The version that a model makes, Eq. 4."""
-        self._begun(name, message)
         if self.complete:
             return  # too late: it moves nothing
         books, edge = self.books, self.roster.index(name)
+        books.edges[name].count = int(message.arrays["count"])
         received = channel.unpack(message.arrays)["model"]
         notes = [books.edges.get(who, EdgeNotes(0)) for who in self.roster]
         notes[edge].read = message.header.round
@@ -234,8 +237,10 @@ class MegaCloud:
         if header.kind != "begin" and name not in books.edges:
             raise WireError("kind", f"'{header.kind}' of an edge that has not begun")
         admission.check_arrays(message, self._templates[header.kind])
-        if "count" in message.arrays and int(message.arrays["count"]) < 1:
-            raise WireError("range", f"{int(message.arrays['count'])} segments")
+        for counts in (message.arrays[path] for path in ("count", "ends")
+                       if path in message.arrays):
+            if (counts < 1).any():
+                raise WireError("range", f"{counts.tolist()} segments")
         if header.kind == "push":
             notes = books.edges[name]
             if header.serial <= notes.serial:

@@ -55,7 +55,7 @@ class MegaDisplay:
         """The closing lines."""
         for line in conclusion(summary):
             self._console.print(line)
-        self._console.print(f"summary: {self._workdir / 'summary.json'}")
+        self._console.print(f"report: {self._workdir / 'report.html'}")
 
     def _version(self, record: dict[str, Any]) -> None:
         if record["data_source"] == "simulated" and not self._warned:

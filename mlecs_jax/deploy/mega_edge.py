@@ -129,7 +129,9 @@ class MegaEdgeApp:
         self._lock.close()
 
     def _begin(self) -> dict[str, Any]:
-        return {"count": self._count}
+        ends = self._setting.config.partition.ends
+        own = self._setting.federation.ends.counts[self._number * ends:(self._number + 1) * ends]
+        return {"count": self._count, "ends": own}
 
     def _push(self) -> dict[str, Any]:
         return {"model": self._trained(self._serial), "count": self._count}

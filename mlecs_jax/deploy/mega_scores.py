@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from mlecs_jax.deploy.admission import Template
 from mlecs_jax.deploy.wire import Message, WireError
-from mlecs_jax.metrics import classification
+from mlecs_jax.metrics import classification, sentiment
 from mlecs_jax.metrics.sentiment import SCORES
 
 Tally = Mapping[str, np.ndarray]
@@ -39,9 +39,9 @@ def tally(true: Float[np.ndarray, " n"], predicted: Float[np.ndarray, " n"]) -> 
     return {
         "sums": np.array([np.abs(true - predicted).sum(), true.sum(), predicted.sum(),
                           true @ true, predicted @ predicted, true @ predicted]),
-        "seven": _table(_rounded(true), _rounded(predicted), 7),
-        "non0": _table((true > 0)[decided], (predicted > 0)[decided], 2),
-        "has0": _table(true >= 0, predicted >= 0, 2)}
+        "seven": sentiment.confusion(true, predicted),
+        "non0": _signs((true > 0)[decided], (predicted > 0)[decided]),
+        "has0": _signs(true >= 0, predicted >= 0)}
 
 
 def pooled(tallies: Iterable[Tally]) -> Tally:
@@ -111,13 +111,8 @@ def from_plain(values: Mapping[str, Any]) -> Tally:
     return {name: np.asarray(values[name], dtype) for name, (_, dtype) in SHAPES.items()}
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(values, -3, 3)).astype(int) + 3
-
-
-def _table(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    return classification.scores(
-        true.astype(int), predicted.astype(int), classes).confusion[:, :classes]
+def _signs(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    return classification.scores(true.astype(int), predicted.astype(int), 2).confusion[:, :2]
 
 
 def _rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

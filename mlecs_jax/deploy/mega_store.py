@@ -34,7 +34,7 @@ class EdgeNotes:
     """What the cloud knows of an edge.
 
     Attributes:
-      count: its training segments.
+      count: its training segments; ``ends``, those of each of its ends.
       read: the version that its last model was trained from.
       serial: models taken from it.
       model: the version that its last model made; 0: none yet, the initial model stands for it.
@@ -42,6 +42,7 @@ class EdgeNotes:
     """
 
     count: int
+    ends: list[int] = dataclasses.field(default_factory=list)
     read: int = 0
     serial: int = 0
     model: int = 0
@@ -80,6 +81,7 @@ class Books:
       edges: those that have begun, by name.
       open: versions made and not closed, in order.
       best: the version with the lowest validation error.
+      downloads: models sent to edges.
       refused: messages that were not taken, by reason; ``refused_of``, by device.
     """
 
@@ -89,6 +91,7 @@ class Books:
     edges: dict[str, EdgeNotes] = dataclasses.field(default_factory=dict)
     open: list[Version] = dataclasses.field(default_factory=list)
     best: Version | None = None
+    downloads: int = 0
     refused: dict[str, int] = dataclasses.field(default_factory=dict)
     refused_of: dict[str, int] = dataclasses.field(default_factory=dict)
 

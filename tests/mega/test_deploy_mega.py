@@ -21,8 +21,10 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.mega import config, experiment, federation, setting
 from mlecs_jax.methods import mega_ce2
 from mlecs_jax.metrics import sentiment as metrics
+from mlecs_jax.report.run_report import write_report
 
 ROSTER = ("e0", "e1", "e2")
+ROWS = {"count": np.array(5, np.int32), "ends": np.array([2, 3], np.int32)}
 VALUES = values(train__rounds=2, method__staleness_exponent=0.5)
 
 
@@ -94,10 +96,8 @@ class Network:
         self.transport = MemoryTransport({})
         self.app = MegaCloudApp(self._session, self.transport, self._workdir,
                                 self._folder / "cloud", versions=self._versions)
-        # As its run begins and ends; between, this test is the network.
-        self.app._wait = lambda: None
-        self.app._summary = lambda seconds: {}
-        self._log = self._stack.enter_context(contextlib.closing(begun(self.app)))
+        # As its run begins; from there on this test is the network.
+        self._stack.enter_context(contextlib.closing(begun(self.app)))
 
     def restart(self):
         """A cloud that is killed and started again."""
@@ -119,7 +119,8 @@ class Network:
     def close(self):
         for edge in self.edges:
             edge.close()
-        summary = MegaCloudApp._summary(self.app, 0.0)
+        summary = self.app._summary(0.0)
+        self.app._log.write_summary(summary)
         self._stack.close()
         return json.loads(json.dumps(summary))
 
@@ -171,16 +172,27 @@ def test_the_summary_is_the_simulations(deployed, simulated):
     assert set(ours) == set(theirs)
     for part in (ours, theirs):
         del part["timing"]
+        for edge in part["edges"]:
+            del edge["speed"]  # of the simulation's clock
+    # To every edge the first model, every version for its scores, and the best where it is gone.
+    assert ours["communication"].pop("downloads") == 3 * (
+        1 + ours["rounds"] + (ours["best_version"] < ours["rounds"]))
+    del theirs["communication"]["downloads"]
     same(ours, theirs)
     assert found["refused"] == {} and found["finished"] == list(ROSTER)
     assert sum(found["uploads"].values()) == ours["rounds"]
     ours["deployment"] = found
 
 
+def test_the_report_is_the_runs_too(deployed):
+    page = write_report(deployed[0]).read_text()
+    assert "Every edge" in page and "A cloud and 3 devices over a network" in page
+
+
 def test_models_counts_and_sums_are_all_that_leaves_an_edge(deployed, simulated):
     _, summary, said, (folder, _) = deployed
     model = {f"model/{path}" for path in ("project", "head")}
-    allowed = {"begin": {"count"}, "push": model | {"count"},
+    allowed = {"begin": {"count", "ends"}, "push": model | {"count"},
                "evaluate": set(mega_scores.template("val", "test")),
                "finish": set(mega_scores.template(*PLACES)) | {"history"}}
     kinds = set()
@@ -255,13 +267,13 @@ def test_pooled_tallies_give_the_scores_of_all_segments():
 
 def cloud_of(folder, **options):
     model = toy().init(jax.random.key(0), DATA.batch(slice(0, 1)))
-    return MegaCloud(model, 0.0, ROSTER, "run.1", 2, folder, **options), model
+    return MegaCloud(model, 0.0, ROSTER, "run.1", 2, folder, ends=2, **options), model
 
 
 def test_what_an_edge_says_wrong_is_refused_and_counted(tmp_path):
     cloud, initial = cloud_of(tmp_path)
     count = {"count": np.array(5, np.int32)}
-    begin = Message(Header("begin", "run.1", -1, "e1", 2, 0), count)
+    begin = Message(Header("begin", "run.1", -1, "e1", 2, 0), ROWS)
     good = Message(Header("push", "run.1", 0, "e1", 2, 1),
                    channel.pack({"model": initial}) | count)
     tally = mega_scores.tally(np.array([0.5, -1.0]), np.array([0.2, 0.1]))
@@ -307,20 +319,19 @@ def test_who_is_away_holds_up_no_version_for_ever(tmp_path):
     cloud._versions = 99
     count = {"count": np.array(5, np.int32)}
     for name in ("e0", "e1"):
-        cloud.handle(name, Message(Header("begin", "run.1", -1, name, 2, 0), count))
+        cloud.handle(name, Message(Header("begin", "run.1", -1, name, 2, 0), ROWS))
     for serial in range(1, 16):
         cloud.handle("e1", Message(Header("push", "run.1", serial - 1, "e1", 2, serial),
                                    channel.pack({"model": initial}) | count))
     assert [version.number for version in closed] == [1, 2, 3]
     assert len(cloud.books.open) == 12 and cloud.books.best.number == 3
-    back = cloud.handle("e0", Message(Header("begin", "run.1", -1, "e0", 2, 0), count))
+    back = cloud.handle("e0", Message(Header("begin", "run.1", -1, "e0", 2, 0), ROWS))
     assert (back.header.kind, back.header.round) == ("evaluate", 4)
 
 
 def test_damaged_books_are_not_taken_up(tmp_path):
     cloud, _ = cloud_of(tmp_path)
-    cloud.handle("e1", Message(Header("begin", "run.1", -1, "e1", 2, 0),
-                               {"count": np.array(5, np.int32)}))
+    cloud.handle("e1", Message(Header("begin", "run.1", -1, "e1", 2, 0), ROWS))
     (tmp_path / "state.json").write_text("{torn")
     with pytest.raises(UserError, match="state.json is damaged"):
         cloud_of(tmp_path)
