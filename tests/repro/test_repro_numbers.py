@@ -133,6 +133,10 @@ def test_grids_of_the_artefacts():
     every = regime.jobs(parsed("regime", "--seeds=1", "--methods=ml_ecs"))
     assert {(j.labels["labelled"], j.labels["public_labels"]) for j in every} == {
         (n, p) for n in (25, 50, 200, 0) for p in (True, False)}
+    scarce = regime.jobs(parsed("regime", "--seeds=1", "--labelled=25", "--public=unlabelled"))
+    assert {(j.labels["labelled"], j.labels["public_labels"]) for j in scarce} == {(25, False)}
+    with pytest.raises(UserError, match="--public is 'some'"):
+        parsed("regime", "--public=some")
     # Artefacts of one folder share runs: table 2's first cell is table 1's last.
     shared = {configuration_key(job, {}) for job in jobs} & {
         configuration_key(job, {}) for job in table2.jobs(parsed(

@@ -9,7 +9,7 @@ from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import cells_of, compare_all, data_words
 from mlecs_jax.repro.job import Job, Label
 from mlecs_jax.repro.methods import OURS, chosen
-from mlecs_jax.repro.options import Options
+from mlecs_jax.repro.options import PUBLICS, Options
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.statistics import paired
 from mlecs_jax.repro.tables import (
@@ -36,11 +36,11 @@ def jobs(options: Options) -> list[Job]:
     """Every method in every regime; the scarcest labels first."""
     return [options.job(dataset, method, seed, {
                 "data.split": split, "partition.rho": rho, "partition.labelled": labelled,
-                "partition.public_labels": public})
+                "partition.public_labels": public == "labelled"})
             for seed in range(options.seeds)
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
-            for public in (False, True)
+            for public in options.publics or PUBLICS
             for labelled in options.labelled or LABELLED[options.preset]
             for rho in options.rhos or RHOS
             for method in chosen(options.methods)]
