@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mlecs_jax.mega import artefacts, config, counts
+from mlecs_jax.mega import artefacts, config, convergence, counts, findings, published
 from mlecs_jax.repro import options
 from mlecs_jax.repro.results import Results, Run
 from mlecs_jax.repro.systems import SYSTEMS
@@ -31,34 +31,104 @@ def test_tables_1_and_2_are_mosi_and_mosei_with_six_models_and_ours():
         assert len(jobs) == 7
 
 
-def made(folder, mode, points, **values):
-    path = folder / mode
+def test_splits_and_seeds_make_a_grid():
+    jobs = SYSTEMS["mega"]["table1"].jobs(asked(
+        "table1", "--seeds=3", "--methods=mega_ce2,raven", "--splits=canonical,segment"))
+    assert [(job.labels["seed"], job.labels["split"], job.labels["method"]) for job in jobs] == [
+        (seed, split, method) for seed in range(3) for split in ("canonical", "segment")
+        for method in ("mega_ce2", "raven")]
+    assert {job.values["data"]["split"] for job in jobs} == {"canonical", "segment"}
+
+
+def made(folder, mode, points=(), seed=0, method="mega_ce2", source="simulated", **values):
+    path = folder / f"{method}-{mode}-{seed}"
     path.mkdir()
     lines = [json.dumps({"time": time, "eval": {"val": {"mae": error}}}) for time, error in points]
     (path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps({"time": 99.0})]) + "\n")
-    labels = {"dataset": "mosi", "method": "mega_ce2", "variant": mode, "seed": 0}
+    labels = {"dataset": "mosi", "method": method, "variant": mode, "split": "canonical",
+              "seed": seed}
     numbers = {("final", name): value for name, value in values.items()}
-    return Run(labels, numbers, path, "simulated", "", "")
+    return Run(labels, numbers, path, source, "", "")
+
+
+def texts(table, row):
+    return [cell.text for cell in table.rows[row]]
 
 
 def test_convergence_compares_at_the_synchronous_runs_best_error(tmp_path):
-    """Sync is best, .70, at 30 s; async goes below first at 12 s: .4 of the time."""
+    """Sync is best, .70, at 30 s; async goes below first at 12 s: .4 of the time. At half of the
+    40 s the lowest so far are .80 and .60: −.20. A second seed never reaches its .5."""
     runs = (made(tmp_path, "sync", [(10.0, 0.9), (20.0, 0.8), (30.0, 0.7), (40.0, 0.75)]),
-            made(tmp_path, "async", [(4.0, 0.85), (8.0, 0.71), (12.0, 0.69), (16.0, 0.6)]))
-    found = artefacts.convergence(asked("convergence"), Results(runs))
-    assert [cell.text for cell in found.tables[0].rows[0]] == [
-        "mosi seed 0", "0.7000", "30.0", "12.0", "0.40"]
-    assert "0.40 of its simulated time" in found.sentences[0]
-    assert artefacts.reached([(1.0, 0.9)], 0.8) is None
+            made(tmp_path, "async", [(4.0, 0.85), (8.0, 0.71), (12.0, 0.69), (16.0, 0.6)]),
+            made(tmp_path, "sync", [(10.0, 0.5), (40.0, 0.6)], seed=1),
+            made(tmp_path, "async", [(4.0, 0.9), (40.0, 0.8)], seed=1))
+    found = convergence.findings(asked("convergence"), Results(runs[:2]))
+    assert texts(found.tables[0], 0) == ["seed 0", "0.7000", "30.0", "12.0", "0.40"]
+    assert "in .400 of its simulated time, in 1 of 1 seed" in found.sentences[0]
+    assert texts(found.tables[1], 2)[2] == "−.200 (n=1)"
+    assert all("SIMULATED" in table.title for table in found.tables)
+    found = convergence.findings(asked("convergence"), Results(runs))
+    assert texts(found.tables[0], 1) == ["seed 1", "0.5000", "10.0", "not reached", "–"]
+    assert texts(found.tables[0], 2)[0] == "mean, 1 of 2 that reach it"
+    assert "in 1 of 2 seeds" in found.sentences[0]
+    found = convergence.findings(asked("convergence"), Results(runs[2:]))
+    assert "none of 1 seeds" in found.sentences[0]
+    assert convergence.reached([(1.0, 0.9)], 0.8) is None
+
+
+def test_tables_hold_spread_interval_seeds_and_the_papers_figures(tmp_path):
+    """Two seeds, ours .80 and .82, the other .70 and .78: differences .10 and .04, mean .07; the
+    interval is ± 12.706 · .0424 / √2 = .381."""
+    values = [made(tmp_path, "", seed=seed, method=method, **{
+        "server.acc2_non0": score, "client.acc2_non0": score, "server.mae": 1 - score,
+        "client.mae": 0.9 - score}) for method, found in (
+            ("mega_ce2", (0.80, 0.82)), ("ef_lstm", (0.70, 0.78)))
+        for seed, score in enumerate(found)]
+    scores, personal, _ = findings.comparison(asked("table1"), Results(tuple(values))).tables
+    assert "2 seeds" in scores.note and "SIMULATED" in scores.title
+    assert texts(scores, 0)[:2] == ["Mega-CE², personalised", ".810 ± .014"]
+    assert scores.columns[-3:] == ("paper: Acc2", "paper: F1", "paper: MAE")
+    assert texts(scores, 0)[-3:] == [".853", ".592", ".529"]
+    assert texts(scores, 2)[-3:] == [".741", ".440", ".680"]
+    assert [row[6].strong for row in scores.rows] == [True, False, False]  # the lowest MAE
+    assert [row[1].strong for row in scores.rows] == [True, True, False]
+    assert texts(personal, 1)[:2] == ["minus EF-LSTM", "+.070 [−.311, +.451]"]
+
+
+def test_a_lower_error_is_better(tmp_path):
+    runs = [made(tmp_path, variant, seed=seed, **{
+        "client.mae": error + 0.001 * seed, "server.mae": error}) for variant, error in (
+            ("full", 0.7), ("text alone", 0.8)) for seed in range(3)]
+    found = findings.ablation(asked("ablation"), Results(tuple(runs)))
+    assert "text alone, personalised is worse" in found.sentences[0]
+    assert "+.100" in found.tables[1].rows[0][6].text
 
 
 def test_adapters_are_compared_with_the_global_model_of_the_same_run(tmp_path):
     run = made(tmp_path, "shared", [], **{
         "client.mae": 0.8, "server.mae": 0.9, "extra.adapter_parameters": 5248.0,
         "communication.adapter_bytes_sent": 0.0})
-    table = artefacts.adapters(asked("adapters"), Results((run,))).tables[1]
-    assert "−.100" in table.rows[0][6].text  # column of the MAE
-    assert table.rows[0][-1].text == ".000"
+    _, gains, sizes = findings.adapters(asked("adapters"), Results((run,))).tables
+    assert "−.100" in gains.rows[0][6].text  # column of the MAE
+    assert texts(sizes, 0) == ["shared", "5,248", "–", "0"]
+
+
+def test_latency_shows_both_accountings_and_the_papers(tmp_path):
+    extra = {f"extra.{kind}: {step} {q}": 1.5 for kind in ("realistic", "paper")
+             for step in published.LATENCY for q in ("p50", "p95")}
+    extra |= {f"extra.{kind}: {name}": 12.0 for kind in ("realistic", "paper") for name in (
+        "edge first response below cloud only", "edge full response below cloud only",
+        "feature packets", "answer", "raw reading")}
+    extra |= {f"extra.mosi aligned: int8+zlib: {name}": 0.125
+              for name in ("bytes", "largest_error", "error_bound")}
+    run = made(tmp_path, "smoke", [], method="latency", **extra)
+    times, saved, packets = findings.latency(asked("latency"), Results((run,))).tables
+    assert times.columns == ("", "realistic links, p50", "realistic links, p95",
+                             "paper links, p50", "paper links, p95", "paper")
+    assert [row[-1].text for row in times.rows] == ["45.0", "3,208.6", "45.2", "3,253.8",
+                                                    "3,132.2"]
+    assert texts(saved, 1)[:2] == ["paper", "12.0"]
+    assert texts(packets, 0) == ["mosi aligned", "int8+zlib", "0", "0.12", "0.12"]
 
 
 def test_counts_are_those_behind_table_5():
