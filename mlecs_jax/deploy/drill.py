@@ -20,6 +20,7 @@ from rich.table import Table
 
 from mlecs_jax import cli
 from mlecs_jax import config as configs
+from mlecs_jax.deploy import systems
 from mlecs_jax.errors import UserError
 
 USAGE = """usage: python -m mlecs_jax.deploy drill --config=NAME[:VARIANT] [--config.KEY=VALUE …]
@@ -86,6 +87,8 @@ def main(argv: list[str]) -> int:
     """Runs the drill and prints its table; returns the exit code."""
     values, options = cli.parse(argv, USAGE, {"out": "", "only": "", "poisoned": "0.2",
                                               "poison": "5"})
+    if systems.of(values).name != "ml_ecs":
+        raise UserError("the drill is of ml_ecs; use --config=ur_fall or one like it")
     if not options["out"]:
         raise UserError("no folder given; use --out=DIR")
     try:
@@ -115,8 +118,6 @@ class Drill:
         from mlecs_jax.deploy import share as shares
 
         experiment.use_compilation_cache()
-        if systems.of(values).name != "ml_ecs":
-            raise UserError("the drill is of ml_ecs; use --config=ur_fall or one like it")
         self.config = configs.parse(values)
         self._values, self._out, self._factor = values, out, factor
         dealt = assemble.setting(self.config).federation

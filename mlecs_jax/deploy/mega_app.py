@@ -35,6 +35,7 @@ from mlecs_jax.models import adapters as adapter_blocks
 from mlecs_jax.models import crossmodal
 from mlecs_jax.report.run_report import write_report
 
+POLL_S = 0.5  # seconds between looks at who is there
 GOODBYE_S = 5.0  # seconds that edges have to hear that it is over
 KINDS = ("global", "personal")  # of models
 STATE = "cloud"  # folder of the cloud's state, in the run's
@@ -70,6 +71,7 @@ class MegaCloudApp:
         self._latest = latest or (lambda: session)
         self._changed = threading.Condition()
         self._log: runlog.RunLog | None = None
+        self._failed: Exception | None = None
 
     def run(self) -> dict[str, Any]:
         """Takes in models to the end, from the last version; returns ``summary.json``'s contents.
@@ -85,7 +87,7 @@ class MegaCloudApp:
             self._cloud = self._opened()
             books = self._cloud.books
             self._log.resume(books.closed)
-            self._made = self._closed_at = time.monotonic()
+            self._closed_at = time.monotonic()
             self._on_event("start", {"complete": books.closed, "rounds": self._versions})
             if self._cloud.chosen and (done := self._log.finished_summary(self._versions)):
                 write_report(self._workdir)  # a kill may have come between summary and report
@@ -129,37 +131,38 @@ class MegaCloudApp:
                 self._on_event("fault", {"device": name, "round": version,
                                          "what": f"{message.header.kind}: refused: {error}"})
                 raise
-            if cloud.books.version > version:
-                self._made = time.monotonic()
+            except Exception as error:  # such as a full disk: the run's to end, not the edge's
+                self._failed = error
+                self._changed.notify_all()
+                raise
             if set(cloud.books.edges) > begun:
                 self._on_event("session", {
                     "count": 1, "round": version,
                     "members": [who for who in cloud.roster if who in cloud.books.edges]})
-            self._heard = time.monotonic()
             self._changed.notify_all()
         return answer
 
     def _wait(self) -> None:
         """Returns once enough edges have said their last word."""
         limits, cloud = self._session.limits, self._cloud
-        self._heard = time.monotonic()
-        since = {"scores": 0.0, "last words": 0.0}
+        heard = complete = chosen = time.monotonic()
         with self._changed:
             while not cloud.chosen or len(cloud.finished) < len(cloud.books.edges):
-                self._changed.wait(0.5)
+                if self._changed.wait(POLL_S) or self._transport.names():
+                    heard = time.monotonic()
+                if self._failed is not None:
+                    raise self._failed
                 now = time.monotonic()
-                if cloud.chosen:
-                    since["last words"] = since["last words"] or now
-                    if (now - since["last words"] > limits.first_deadline_s
-                            and len(cloud.finished) >= limits.min_devices):
-                        break
-                elif cloud.complete:
-                    since["scores"] = since["scores"] or now
-                    if now - since["scores"] > limits.deadline_s:
-                        cloud.close_open()
-                if now - self._heard > max(limits.wait_s, limits.first_deadline_s):
+                complete = complete if cloud.complete else now
+                chosen = chosen if cloud.chosen else now
+                if now - complete > limits.deadline_s:
+                    cloud.close_open()
+                if (now - chosen > limits.first_deadline_s
+                        and len(cloud.finished) >= limits.min_devices):
+                    return
+                if now - heard > limits.wait_s:
                     raise UserError(
-                        f"no edge has said anything for {now - self._heard:.0f} s at version "
+                        f"no edge was there for {limits.wait_s:g} s at version "
                         f"{cloud.books.version} of {self._versions}; start them, then the same "
                         "command goes on")
 

@@ -93,9 +93,10 @@ class MegaEdgeApp:
         """
         refused = 0
         while self.task != "over":
+            done = self.task
             try:
-                (on_finish if self.task == "finish" else _at_once)(lambda: self.step(push))
-                refused = 0
+                (on_finish if done == "finish" else _at_once)(lambda: self.step(push))
+                refused *= done == "begin"
             except WireError as error:
                 refused += 1
                 if refused == REFUSALS:

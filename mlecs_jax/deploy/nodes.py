@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from mlecs_jax.deploy import nvflare_needed, systems
 from mlecs_jax.deploy import session as sessions
 from mlecs_jax.deploy.kit import Kit
 from mlecs_jax.deploy.provision import is_loopback
+from mlecs_jax.deploy.session import Session
 from mlecs_jax.errors import UserError
 
 PATIENCE_S = 20.0  # seconds that an orphan has to end by itself
@@ -92,7 +92,12 @@ def run_cloud(
     session = kit.session()
     status = Status(workdir, session)
     emit = fan_out(status.event, on_event)
-    latest = functools.partial(sessions.latest, session, kit.folder)
+    present = [session]
+
+    def latest() -> Session:
+        present[0] = sessions.latest(present[0], kit.folder)
+        return present[0]
+
     transport = NVFlareTransport(kit, session, emit, latest)
     emit("listening", {"address": kit.address})
 

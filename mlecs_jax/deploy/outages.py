@@ -41,6 +41,8 @@ def main(argv: list[str]) -> int:
     """Runs the outages and prints a table; returns the exit code."""
     values, options = cli.parse(argv, USAGE, {"workdir": "", "devices": "3", "deadline": "10",
                                               "only": ",".join(OUTAGES)})
+    if systems.of(values).name != "ml_ecs":
+        raise UserError("outages are measured of ml_ecs; use --config=ur_fall or one like it")
     if not options["workdir"]:
         raise UserError("no folder given; use --workdir=DIR")
     chosen = options["only"].split(",")
@@ -49,8 +51,6 @@ def main(argv: list[str]) -> int:
     names = provision.roster(options["devices"])
     if len(names) <= VICTIM:
         raise UserError("outages need at least two devices")
-    if systems.of(values).name != "ml_ecs":
-        raise UserError("outages are measured of ml_ecs; use --config=ur_fall or one like it")
     values = systems.with_devices(values, len(names))
     deadline = provision.number("deadline", options["deadline"], float)
     from mlecs_jax.deploy.nodes import stopping_on_signals

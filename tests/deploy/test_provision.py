@@ -22,6 +22,7 @@ from mlecs_jax.errors import UserError
 from tests import small
 
 VALUES = ur_fall.get_config("smoke").to_dict()
+PLAIN = json.loads(json.dumps(VALUES))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_without_the_authoritys_key_nobody_is_added(written, tmp_path):
 
 
 def test_a_session_grows_by_devices_and_by_nothing_else(tmp_path):
-    first = session.create(VALUES | {"partition": {"num_clients": 1}}, ("a",), 8)
+    first = session.create({**PLAIN, "partition": {"num_clients": 1}}, ("a",), 8)
     grown = first.with_device("b")
     grown.save(tmp_path)
     assert session.latest(first, tmp_path) == grown == session.latest(grown, tmp_path)
