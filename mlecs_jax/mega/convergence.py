@@ -67,6 +67,7 @@ def _time_to_target(
     seeds: Sequence[int],
 ) -> tuple[Table, list[str]]:
     rows: list[tuple[Cell, ...]] = []
+    group = {**where, "method": OURS}
     waited: dict[int, float] = {}
     took: dict[int, float] = {}
     for seed in seeds:
@@ -76,13 +77,11 @@ def _time_to_target(
         assert first is not None
         if second is not None:
             waited[seed], took[seed] = first, second
-        group = {**where, "method": OURS, "seed": seed}
         rows.append((Cell(f"seed {seed}", group), Cell(f"{target:.4f}", group),
                      *(Cell("not reached" if t is None else f"{t:.1f}", group)
                        for t in (first, second)),
                      Cell("–" if second is None else f"{second / first:.2f}", group)))
     ratios = {seed: took[seed] / waited[seed] for seed in took}
-    group = {**where, "method": OURS}
     rows.append((Cell(f"mean, {len(took)} of {len(seeds)} that reach it", group), Cell(""),
                  Cell(_seconds(waited), group), Cell(_seconds(took), group),
                  Cell(mean_text(ratios), group)))

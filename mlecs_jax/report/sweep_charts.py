@@ -18,6 +18,7 @@ from mlecs_jax.report.sweep_files import SweepFiles, SweepRun, by_series, of_run
 
 _STYLES = ("dev", "srv", "ceil", "down")
 _FIRST = ("ML-ECS", "ML-ECS+", "Local + public", "Private only")  # coloured where they are there
+_CONFUSED = (*_FIRST[:3], "Mega-CE²")  # whose matrices are shown where there are many series
 _CELLS = 12  # panels of a kind at most
 _SETS = 10
 
@@ -199,7 +200,7 @@ def confusions_section(sweep: SweepFiles) -> Markup | None:
     names: list[str] = []
     for title, runs in list(sweep.cells().items())[:_CELLS]:
         for name, members in by_series(runs).items():
-            if name not in _FIRST[:3] and len(by_series(runs)) > 3:
+            if name not in _CONFUSED and len(by_series(runs)) > 3:
                 continue
             files = [run.files for run in members if run.files]
             total = summed_matrix([c.get("confusion") for f in files for c in f.clients] or [

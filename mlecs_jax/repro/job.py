@@ -85,12 +85,14 @@ def folder_name(job: Job, provenance: Provenance) -> str:
 
 
 def find(runs: Path, job: Job, provenance: Provenance, *, any_code: bool) -> Path:
-    """The folder of a job: its own, or with ``any_code`` a finished one of other sources."""
-    name = folder_name(job, provenance)
-    own = runs / name
-    if any_code and not (own / RECORD).exists():
-        stem = name.removesuffix(provenance.code)
-        others = [path.parent for path in runs.glob(f"{stem}*/{RECORD}")]
+    """The folder of a job: its own, unless a finished run of the same configuration and data stands
+    under a name that another artefact gave it, or with ``any_code`` was made by other sources."""
+    own = runs / folder_name(job, provenance)
+    if (own / RECORD).exists():
+        return own
+    key = configuration_key(job, provenance.data)
+    for code in (provenance.code, "*") if any_code else (provenance.code,):
+        others = [path.parent for path in runs.glob(f"*-{key}-{code}/{RECORD}")]
         if others:
             return max(others, key=lambda folder: (folder / RECORD).stat().st_mtime)
     return own

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlecs_jax.repro.engine import RUNS, Display, Outcome
-from mlecs_jax.repro.job import Job, find
+from mlecs_jax.repro.engine import RUNS, Display, Outcome, _record
+from mlecs_jax.repro.job import Job, find, is_done
 
 
 def execute(
     jobs: Sequence[Job], workdir: Path, *, processes: int, display: Display,
     any_code: bool = False,
 ) -> list[Outcome]:
-    """As :func:`mlecs_jax.repro.engine.execute`, one job after the other and nothing cached."""
+    """As :func:`mlecs_jax.repro.engine.execute`, one job after the other."""
     assert processes
     display.plan(len(jobs), 0)
     return [_outcome(job, workdir, any_code) for job in jobs]
@@ -29,8 +29,11 @@ def _outcome(job: Job, workdir: Path, any_code: bool) -> Outcome:
     runner: Any = importlib.import_module(job.runner)
     origin, progress = runner.provenance(job.values), []
     folder = find(workdir / RUNS, job, origin, any_code=any_code)
+    if is_done(folder, job):
+        return Outcome(job, folder, origin, cached=True)
     begun = time.perf_counter()
     runner.run(job.values, folder, job.extras, lambda *shown: progress.append(shown))
     assert all(complete <= total for complete, total in progress)
     seconds = time.perf_counter() - begun
+    _record(folder, job, origin, seconds)
     return Outcome(job, folder, origin, seconds=seconds, cost=seconds)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mlecs_jax.mega import artefacts, config, convergence, counts, findings, published
-from mlecs_jax.repro import options
+from mlecs_jax.repro import code_version, options
 from mlecs_jax.repro.results import Results, Run
 from mlecs_jax.repro.systems import SYSTEMS
 
@@ -140,3 +140,13 @@ def test_counts_are_those_behind_table_5():
     assert found["attention"] == 18 * 361_200 + 9 * (4 * 600**2 + 4 * 600) == 19_483_200
     assert found["unshared adapters linear"] == 6 * 90_300
     assert found["bytes"] == 4 * found["total"]
+
+
+def test_a_change_of_the_loop_or_the_scores_is_another_version():
+    """What personalises, keeps the best version and scores it computes numbers as well."""
+    reached = {path.name for entry in ("mega_ce2", "mlecs_jax.mega.experiment")
+               for path in code_version._reached(entry)}
+    assert {"mega_ce2.py", "experiment.py", "sentiment.py", "adapters.py", "clock.py"} <= reached
+    alone, whole = (code_version.code_version(*entries) for entries in (
+        ("mega_ce2",), ("mega_ce2", "mlecs_jax.mega.experiment")))
+    assert alone != whole

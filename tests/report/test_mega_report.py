@@ -10,6 +10,7 @@ from test_run_report import Page
 
 from mlecs_jax.report.__main__ import main
 from mlecs_jax.report.run_report import write_report
+from mlecs_jax.report.sweep_report import write_sweep_report
 
 
 def report(folder, run) -> Page:
@@ -98,6 +99,52 @@ def test_command_line_makes_it_again(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     (folder / "metrics.jsonl").write_text(json.dumps({"time": 1.0}) + "\n")
     assert main([str(folder)]) == 2
+
+
+def write_sweep(base, *, seeds=2):
+    """Asynchronous and synchronous runs, one counted job, and the sweep's own folder."""
+    entries = []
+    for seed in range(seeds):
+        for i, mode in enumerate(("async", "sync")):
+            run = made_up_mega(versions=6, mode=mode, source="simulated", seed=10 * seed + i)
+            folder = write_run(base / "runs" / f"{mode}-{seed}", run)
+            entries.append({"labels": {"dataset": "mosi", "method": "mega_ce2", "variant": mode,
+                                       "split": "canonical", "seed": seed},
+                            "run": f"../runs/{folder.name}", "failure": "", "cached": False,
+                            "seconds": 5.0, "data_source": "simulated"})
+    entries.append({"labels": {"dataset": "mosi", "method": "params", "variant": "",
+                               "split": "canonical", "seed": 0}, "run": "../runs/params",
+                    "failure": "", "cached": False, "seconds": 1.0, "data_source": "none"})
+    folder = base / "mega-convergence"
+    folder.mkdir()
+    (folder / "sweep.json").write_text(json.dumps({
+        "title": "Fig. 3", "preset": "smoke", "seeds": seeds, "processes": 1, "seconds": 9.0,
+        "written": "2026-01-01T00:00:00+00:00", "command": "python -m …", "sentences": [],
+        "tables": [], "runs": entries}))
+    return folder
+
+
+def test_a_sweep_is_drawn_over_its_clocks(tmp_path):
+    folder = write_sweep(tmp_path)
+    page = Page(write_sweep_report(folder).read_text("utf-8"))
+    assert {"times", "confusion", "runs"} <= set(page.ids) and "learning" not in page.ids
+    part = page.source[page.source.index('id="times"'):page.source.index('id="confusion"')]
+    assert part.count("<polyline") == 4  # two modes of two seeds
+    assert "Mega-CE², async" in part and "By " in part
+    error = json.loads((tmp_path / "runs" / "sync-1" / "summary.json").read_text())["client"]["mae"]
+    assert f"1: MAE {error:.3f}" in page.text and "counted" in page.text
+    assert "Simulated data" in page.text
+
+
+def test_runs_without_files_of_their_own_do_not_hide_the_kind_of_data(tmp_path):
+    folder = write_sweep(tmp_path)
+    content = json.loads((folder / "sweep.json").read_text())
+    content["runs"] = content["runs"][-1:]
+    (folder / "sweep.json").write_text(json.dumps(content))
+    assert "Counted" in write_sweep_report(folder).read_text()
+    content["runs"][0]["data_source"] = "simulated"
+    (folder / "sweep.json").write_text(json.dumps(content))
+    assert "Simulated data" in write_sweep_report(folder).read_text()
 
 
 @pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium installed")

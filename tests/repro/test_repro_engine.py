@@ -49,6 +49,16 @@ def begun(outcome):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+def test_a_run_serves_every_artefact_whatever_it_calls_it(tmp_path):
+    plain = job("m")
+    (first,), _ = execute([plain], tmp_path)
+    named = dataclasses.replace(plain, labels={**plain.labels, "variant": "full"})
+    (again,), display = execute([named], tmp_path)
+    assert again.cached and again.folder == first.folder and display.planned == (1, 1)
+    (other,), _ = execute([dataclasses.replace(job("m", score=0.6), labels=named.labels)], tmp_path)
+    assert not other.cached and "full" in other.folder.name
+
+
 def test_failures_are_recorded_and_the_rest_goes_on(tmp_path):
     jobs = [job("ok"), job("bad", ends="user error"), job("bug", ends="bug"),
             job("dead", ends="dies"), job("last", score=0.75)]
