@@ -36,7 +36,7 @@ import numpy as np
 
 from mlecs_jax import aggregate, channel
 from mlecs_jax.deploy import admission, mega_scores, protocol
-from mlecs_jax.deploy.mega_store import EdgeNotes, Store, Version
+from mlecs_jax.deploy.mega_store import Books, EdgeNotes, Store, Version
 from mlecs_jax.deploy.wire import CLOUD, Kind, Message, WireError
 from mlecs_jax.methods import mega_ce2
 
@@ -85,8 +85,8 @@ class MegaCloud:
         self._resumed, self._seconds = time.monotonic(), self.books.seconds
 
     @property
-    def books(self):
-        """What is known, see :class:`~mlecs_jax.deploy.mega_store.Books`."""
+    def books(self) -> Books:
+        """What is known."""
         return self.store.books
 
     @property

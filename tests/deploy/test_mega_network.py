@@ -57,8 +57,8 @@ def test_one_edge_is_the_simulation(tmp_path):
         for key in ("round", "rounds", "data_source", "edges", "staleness", "eval"):
             assert close(own[key], other[key]), key
     for found in (summary, expected):
-        for edge in found["edges"]:
-            edge.pop("speed")  # of the simulation's clock
+        for described in found["edges"]:
+            described.pop("speed")  # of the simulation's clock
     assert expected["communication"].pop("downloads") == 1 + 3
     assert summary["communication"].pop("downloads") in (1 + 3, 1 + 3 + 1)  # the best, if earlier
     for key in set(expected) - {"timing"}:
