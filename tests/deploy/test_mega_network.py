@@ -35,7 +35,7 @@ def toy_edge(kit, log):
 
 
 def test_one_edge_is_the_simulation(tmp_path):
-    values = small_mega.values(partition__edges=1, train__rounds=3, **SIMULATED)
+    values = small_mega.values(partition__edges=1, train__rounds=3, adapter__epochs=0, **SIMULATED)
     cloud, edge = provision.write(tmp_path / "kits", values, ("edge-0",), "127.0.0.1", free_port())
     session, said = cloud.session(), []
     nvflare_needed.prepare(limit_bytes=session.limits.limit_bytes, loopback=True)
