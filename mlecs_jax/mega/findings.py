@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from mlecs_jax.mega import latency as latencies
@@ -88,6 +89,16 @@ def score_table(results: Results, where: Labels, title: str, sides: Sequence[Sid
         f"column. {note}" + (f" {PRINTED}" if printed else ""))
 
 
+def caution(results: Results, where: Labels) -> str:
+    """What the runs say of their data, as a sentence; empty where they say nothing."""
+    for run in results.of(where):
+        summary = run.folder / "summary.json"
+        said = json.loads(summary.read_text()).get("caution") if summary.exists() else None
+        if said:
+            return f" Data: {said}."
+    return ""
+
+
 def difference_table(results: Results, where: Labels, title: str,
                      pairs: Sequence[tuple[str, Side, Side]]) -> Table:
     """Paired differences, first side minus second, of every score."""
@@ -116,7 +127,8 @@ def comparison(options: Options, results: Results) -> Findings:
         tables.append(score_table(
             results, where, "Test scores", sides,
             "Mega-CE² is trained in three tiers on unlike edges; the others centrally, on all "
-            "training segments. Personalised: each test segment by its own edge."))
+            "training segments. Personalised: each test segment by its own edge; which edge that "
+            f"is says something about the label.{caution(results, where)}"))
         for ours in (side for side in sides if side.labels["method"] == OURS):
             others = [side for side in sides if side != ours]
             if others:

@@ -31,10 +31,11 @@ def print_findings(findings: Findings, console: Console) -> None:
                                   and table.names > 1) for i, cell in enumerate(row)))
             before = named
         wide = Measurement.get(console, console.options.update(max_width=1000), shown).maximum
-        if console.is_terminal:
-            console.print(shown)
-        else:  # a file has room
-            console.print(shown, width=wide, crop=False)
+        narrow = console.width
+        if not console.is_terminal:  # a file has room, whatever width rich assumes for it
+            console.width = max(narrow, wide)
+        console.print(shown)
+        console.width = narrow
     for sentence in findings.sentences:
         console.print(f"• {sentence}", soft_wrap=True)
 

@@ -1,11 +1,13 @@
 """Plans and findings of ``repro mega`` from made-up runs; exact counts of Table 5."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from mlecs_jax.mega import artefacts, config, convergence, counts, findings, published
-from mlecs_jax.repro import code_version, options
+from mlecs_jax.repro import code_version, options, render
 from mlecs_jax.repro.results import Results, Run
 from mlecs_jax.repro.systems import SYSTEMS
 
@@ -93,6 +95,15 @@ def test_tables_hold_spread_interval_seeds_and_the_papers_figures(tmp_path):
     assert [row[6].strong for row in scores.rows] == [True, False, False]  # the lowest MAE
     assert [row[1].strong for row in scores.rows] == [True, True, False]
     assert texts(personal, 1)[:2] == ["minus EF-LSTM", "+.070 [−.311, +.451]"]
+
+
+def test_a_file_has_room_for_a_wide_table(tmp_path):
+    run = made(tmp_path, "", **{"server.mae": 0.9, "client.mae": 0.8, "client.corr": 0.123})
+    found = findings.comparison(asked("table1"), Results((run,)))
+    file = io.StringIO()
+    render.print_findings(found, Console(file=file, width=60))
+    assert "…" not in file.getvalue() and "paper: MAE" in file.getvalue()
+    assert "Mega-CE², personalised" in file.getvalue() and ".123" in file.getvalue()
 
 
 def test_a_lower_error_is_better(tmp_path):
