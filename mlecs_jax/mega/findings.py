@@ -241,16 +241,13 @@ def _savings(run: Run) -> Table:
     """Sizes and shares, which have no percentiles."""
     extra = _extra(run)
     kinds = list(dict.fromkeys(name.split(": ")[0] for name in extra if name.endswith(" p50")))
-    columns = ("edge first response below cloud only", "edge full response below cloud only",
-               "feature packets", "answer", "raw reading")
-    units = ("%", "%", "bytes", "bytes", "bytes")
+    names = {"edge first response below cloud only": "%", "edge full response below cloud only": "%",
+             "feature packets": "bytes", "answer": "bytes", "raw reading": "bytes"}
     return Table(
-        "What the edge saves", ("links", *(f"{name}, {unit}" for name, unit in
-                                           zip(columns, units, strict=True))),
-        tuple((Cell(kind), *(Cell(f"{extra[f'{kind}: {name}']:,.{1 if unit == '%' else 0}f}",
-                                  run.labels)
-                             for name, unit in zip(columns, units, strict=True)))
-              for kind in kinds),
+        "What the edge saves", ("", *(f"{kind} links" for kind in kinds)),
+        tuple((Cell(f"{name}, {unit}"), *(
+            Cell(f"{extra[f'{kind}: {name}']:,.{1 if unit == '%' else 0}f}", run.labels)
+            for kind in kinds)) for name, unit in names.items()),
         "First response against the cloud in paper accounting, full against full; medians. The "
         "codec of the packets follows from the link. The paper prints 96.2 %, its own times give "
         "98.6 %; 96–98 kB of features, 5–10 MB raw.")

@@ -138,7 +138,7 @@ def test_latency_shows_both_accountings_and_the_papers(tmp_path):
                              "paper links, p50", "paper links, p95", "paper")
     assert [row[-1].text for row in times.rows] == ["45.0", "3,208.6", "45.2", "3,253.8",
                                                     "3,132.2"]
-    assert texts(saved, 1)[:2] == ["paper", "12.0"]
+    assert texts(saved, 0) == ["edge first response below cloud only, %", "12.0", "12.0"]
     assert texts(packets, 0) == ["mosi aligned", "int8+zlib", "0", "0.12", "0.12"]
 
 
