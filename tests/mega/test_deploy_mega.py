@@ -337,6 +337,31 @@ def test_damaged_books_are_not_taken_up(tmp_path):
         cloud_of(tmp_path)
 
 
+def test_an_edge_that_is_added_begins_at_once(provisioned, tmp_path):
+    """The running cloud asks for the roster when it hears a new name; numbers go on."""
+    folder, agreed = provisioned
+    grown = agreed.with_device("e3")
+    own = dataclasses.replace(mega_share.load(folder / "e0"), edge=3)
+    alone = mega_share.edge_setting(config.parse(VALUES), own, grown.number("e3"),
+                                    agreed.train_rows, jax.devices()[:1])
+    counts = alone.federation.ends.counts
+    assert len(counts) == 8 and not counts[:6].any() and counts[6:].all()
+    transport = MemoryTransport({})
+    app = MegaCloudApp(agreed, transport, tmp_path, folder / "cloud", latest=lambda: grown)
+    with contextlib.closing(begun(app)):
+        for name in ("e0", "e3"):
+            rows = {"count": np.array(counts.sum(), np.int32), "ends": counts[6:]}
+            answer = transport.push(name, Message(
+                Header("begin", agreed.id(1), -1, name, 2, 0), rows))
+            assert answer.header.kind == "push"
+        assert list(app._cloud.books.edges) == ["e0", "e3"] and app._cloud.roster == grown.roster
+        with pytest.raises(WireError, match="sender"):
+            transport.push("e9", Message(Header("begin", agreed.id(1), -1, "e9", 2, 0), rows))
+    again = MegaCloudApp(grown, transport, tmp_path, folder / "cloud")  # the folder goes on
+    with contextlib.closing(begun(again)):
+        assert set(again._cloud.books.edges) == {"e0", "e3"}
+
+
 def test_barriers_are_not_deployed(provisioned, tmp_path):
     folder, agreed = provisioned
     other = dataclasses.replace(agreed, config=values(method__mode="sync"))
