@@ -58,6 +58,8 @@ def test_kits_agree_on_one_session(written):
 
 
 def test_a_device_is_added_and_everyone_else_keeps_what_they_have(written, tmp_path, capsys):
+    from cryptography import x509
+
     kits_folder = shutil.copytree(written, tmp_path / "kits")
     before = {path: path.read_bytes() for path in kits_folder.rglob("*") if path.is_file()}
     assert command.main(["deploy", "provision", "--add=east", f"--out={kits_folder}"]) == 0
