@@ -241,8 +241,9 @@ def _savings(run: Run) -> Table:
     """Sizes and shares, which have no percentiles."""
     extra = _extra(run)
     kinds = list(dict.fromkeys(name.split(": ")[0] for name in extra if name.endswith(" p50")))
-    names = {"edge first response below cloud only": "%", "edge full response below cloud only": "%",
-             "feature packets": "bytes", "answer": "bytes", "raw reading": "bytes"}
+    names = {"edge first response below cloud only": "%",
+             "edge full response below cloud only": "%", "feature packets": "bytes",
+             "answer": "bytes", "raw reading": "bytes"}
     return Table(
         "What the edge saves", ("", *(f"{kind} links" for kind in kinds)),
         tuple((Cell(f"{name}, {unit}"), *(

@@ -18,10 +18,10 @@ from pathlib import Path
 PACKAGE = "mlecs_jax"
 _ROOTS = (f"{PACKAGE}.experiment", f"{PACKAGE}.predict")
 # What cannot change a number: how runs are shown, stored and planned; what the data's own hash
-# covers; and the table of methods, of which a run uses one.
+# covers; the table of methods, of which a run uses one; and how nodes of the other system answer.
 _OUTSIDE = tuple(f"{PACKAGE}.{name}" for name in (
     "report", "repro", "progress", "cli", "run", "runlog", "checkpoint", "data.sources",
-    "errors", "methods", "configs", "deploy"))
+    "errors", "methods", "configs", "deploy", "mega.served"))
 
 
 def code_version(*entries: str) -> str:

@@ -261,6 +261,19 @@ def test_the_command_line_runs_it_and_refuses_what_it_cannot_run(tmp_path, monke
     said = capsys.readouterr().out
     assert "3 edges of 2 ends" in said and "personalised: test MAE" in said
     assert "(simulated data)" in said
+    found = json.loads((tmp_path / "summary.json").read_text())
+    page = (tmp_path / "report.html").read_text()
+    assert f"{found['client']['mae']:.3f}" in page and "Simulated data" in page
+    written = json.loads((tmp_path / "config.json").read_text())
+    written.pop("samples")
+    options = config.parse(written)
+    dealt = federation.build(settings.load(options.data), options)
+    for edge, own in enumerate(found["edges"]):
+        assert own["train_segments"] == sum(own["end_segments"]) == dealt.edges.counts[edge]
+        assert np.sum(own["personal"]["confusion"]) == own["test_segments"] == (
+            dealt.test.counts[edge])
+    assert np.sum(found["confusion"]["global"]) == len(dealt.split.test)
+    assert found["communication"]["uploads"] == sum(e["reports"] for e in found["edges"])
     with pytest.raises(UserError, match="clock.speeds"):
         command.main([*flags, "--config.clock.speeds=fast"])
 
