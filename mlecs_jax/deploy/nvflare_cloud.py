@@ -16,6 +16,7 @@ from mlecs_jax.deploy import nvflare_cell, wire
 from mlecs_jax.deploy.kit import SERVER, Kit
 from mlecs_jax.deploy.nvflare_cell import CHANNEL, EXCHANGE, FOREVER, HELLO, PUSH, Gate
 from mlecs_jax.deploy.session import Session
+from mlecs_jax.deploy.status import CONNECTED
 from mlecs_jax.deploy.transport import Failure, opened
 from mlecs_jax.deploy.wire import Message, WireError
 
@@ -145,7 +146,7 @@ class NVFlareTransport:
                 known = name in self._peers
                 self._peers.setdefault(name, None)
             if not known:
-                self._on_event("device", {"device": name, "what": "connected"})
+                self._on_event("device", {"device": name, "what": CONNECTED})
             return nvflare_cell.reply()
         self._on_event("device", {"device": name, "what": f"refused: {problem}"})
         return nvflare_cell.reply(error=problem)

@@ -14,6 +14,7 @@ from mlecs_jax.errors import UserError
 
 FILE = "status.json"
 KEPT = 50  # latest faults
+CONNECTED = "connected"  # said of devices on the roster alone, also of those just added
 
 
 class Status:
@@ -44,7 +45,7 @@ class Status:
         elif kind == "round":
             now["complete"] = values["round"] + 1
         elif kind == "device":
-            if values["device"] in now["devices"]:
+            if values["device"] in now["devices"] or values["what"] == CONNECTED:
                 now["devices"][values["device"]] = values["what"]
             else:
                 now["faults"].append({**values, "at": time.time()})

@@ -186,6 +186,7 @@ def test_status_of_a_running_deployment(written, tmp_path, capsys):
     for kind, values in (("listening", {"address": "127.0.0.1:8443"}),
                          ("start", {"complete": 1, "rounds": 5}),
                          ("device", {"device": "north", "what": "connected"}),
+                         ("device", {"device": "attic", "what": "connected"}),
                          ("device", {"device": "eve", "what": "refused: not on the roster"}),
                          ("session", {"count": 2, "members": ["north"], "round": 1}),
                          ("round", {"round": 1}),
@@ -196,6 +197,7 @@ def test_status_of_a_running_deployment(written, tmp_path, capsys):
     assert "stopped; the same command resumes it | round 2/5 | cloud at 127.0.0.1:8443" in shown
     assert "round 1: round: deadline" in shown
     assert "stranger eve: refused: not on the roster" in shown
+    assert "attic" in shown and "stranger attic" not in shown
     (tmp_path / "status.json").write_text("{torn")
     with pytest.raises(UserError, match="is damaged"):
         status.main(["status", f"--workdir={tmp_path}"])
