@@ -130,7 +130,8 @@ def load(folder: Path) -> MegaShare:
         facts = json.loads(str(arrays["facts"]))
         if facts.pop("format") != FORMAT or facts.pop("system", "") != "mega_ce2":
             raise UserError(f"{folder / SHARE} is of another format or system; provision it again")
-        return MegaShare(**facts, **{name: arrays[name] for name in ROWS})
+        found: dict[str, Any] = facts | {name: arrays[name] for name in ROWS}
+        return MegaShare(**found)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / SHARE} is damaged ({error}); provision it again") from None
 
