@@ -105,7 +105,7 @@ def _shapes(
 def side_path(
     x: Float[Array, "*batch d_in"],
     a: Float[Array, "d_in r"],
-    b: Float[Array, "r *d_out"],  # noqa: UP037  (reads as a product without its quotes)
+    b: Float[Array, " r *d_out"],  # without the space it reads as a product
     alpha: float,
 ) -> Array:
     """The adapter's contribution ``(alpha / r) · (x a) b``, ``[*batch, *d_out]``."""

@@ -1,5 +1,6 @@
 """Set-up shared by all tests: typed shapes are checked, eight host devices, no network."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -25,6 +26,22 @@ def compiled_programs(tmp_path_factory) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Programs are forgotten between files once a process holds much: two workers shall fit beside
+    a desktop. The session's cache on disk still has them."""
+    yield
+    if _resident_bytes() > 2.5 * 2**30:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident_bytes() -> int:
+    """Memory this process holds now; 0 where the system does not say."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
 
 
 @pytest.fixture(scope="session")
