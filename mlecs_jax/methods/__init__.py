@@ -9,7 +9,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlecs_jax.config import is_off
 from mlecs_jax.errors import UserError
@@ -94,7 +94,7 @@ def find(name: str) -> Callable[[Setting], Method]:
     if not callable(builder):
         raise UserError(f"{source} has no function '{function}'; define {function}(setting) that "
                         "returns a Method")
-    return builder
+    return cast(Callable[[Setting], Method], builder)
 
 
 def _load(source: str) -> types.ModuleType:
