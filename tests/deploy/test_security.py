@@ -74,7 +74,7 @@ class Found(logging.Handler):
 
 def test_a_device_of_the_roster_is_let_in_and_nobody_else(network):
     transport, _, session, _, log, _ = network
-    wait_for(transport.names, "the honest device is there")
+    wait_for(lambda: HONEST in transport.names(), "the honest device is there")
     answers, failures = transport.exchange([HONEST], message(session.id(1)), 20.0)
     assert set(answers) == {HONEST} and not failures
     wait_for(lambda: b"edge-4: error" in log.read_bytes(), "the stranger heard why")
@@ -101,7 +101,7 @@ def test_an_unregistered_device_is_told_so(network):
 def test_a_stolen_name_is_refused(network, refusals):
     """A genuine certificate of edge-1 does not make its owner edge-3."""
     transport, _, session, _, log, _ = network
-    wait_for(transport.names, "the honest device is there")
+    wait_for(lambda: HONEST in transport.names(), "the honest device is there")
     wait_for(lambda: any(f"authenticated as '{THIEF}' but claimed endpoint '{ABSENT}'" in line
                          for line in refusals), "the claim was noticed")
     assert f"{THIEF}: connected" not in log.read_text()
