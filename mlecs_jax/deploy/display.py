@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,21 @@ from rich.panel import Panel
 
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.progress import Progress
+
+
+def of_the_network(kind: str, values: dict[str, Any], roster: Sequence[str]) -> str | None:
+    """The line of an event that says who is there; None of any other kind."""
+    if kind == "listening":
+        return f"cloud at {values['address']}, mutual TLS; waiting for {', '.join(roster)}"
+    if kind == "device":
+        return f"{values['device']}: {values['what']}"
+    return None
+
+
+def simulated() -> Panel:
+    """What is said once of a run on simulated data."""
+    return Panel("SIMULATED DATA: no figure of this run says anything about real data.",
+                 style="bold yellow")
 
 
 class Display(Progress):
@@ -31,11 +47,8 @@ class Display(Progress):
 
     def event(self, kind: str, values: dict[str, Any]) -> None:
         """Shows one event of the cloud or of its transport."""
-        if kind == "listening":
-            self._say(f"cloud at {values['address']}, mutual TLS; waiting for "
-                      f"{', '.join(self._session.roster)}")
-        elif kind == "device":
-            self._say(f"{values['device']}: {values['what']}")
+        if line := of_the_network(kind, values, self._session.roster):
+            self._say(line)
         elif kind == "start":
             self._begin(values["complete"], values["rounds"])
         elif kind == "session":
@@ -46,8 +59,7 @@ class Display(Progress):
         elif kind == "round":
             if values["data_source"] == "simulated" and not self._warned:
                 self._warned = True
-                self._console.print(Panel("SIMULATED DATA: no figure of this run says anything "
-                                          "about real data.", style="bold yellow"))
+                self._console.print(simulated())
             self.round(values)
 
     def _begin(self, complete: int, rounds: int) -> None:

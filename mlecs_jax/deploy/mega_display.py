@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.panel import Panel
 
+from mlecs_jax.deploy.display import of_the_network, simulated
 from mlecs_jax.deploy.mega_app import checked
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.mega.run import conclusion
@@ -33,11 +33,8 @@ class MegaDisplay:
 
     def event(self, kind: str, values: dict[str, Any]) -> None:
         """Shows one event of the cloud or of its transport."""
-        if kind == "listening":
-            self._say(f"cloud at {values['address']}, mutual TLS; waiting for "
-                      f"{', '.join(self._session.roster)}")
-        elif kind == "device":
-            self._say(f"{values['device']}: {values['what']}")
+        if line := of_the_network(kind, values, self._session.roster):
+            self._say(line)
         elif kind == "start":
             config = checked(self._session.config)
             self._console.print(
@@ -60,8 +57,7 @@ class MegaDisplay:
     def _version(self, record: dict[str, Any]) -> None:
         if record["data_source"] == "simulated" and not self._warned:
             self._warned = True
-            self._console.print(Panel("SIMULATED DATA: no figure of this run says anything about "
-                                      "real data.", style="bold yellow"))
+            self._console.print(simulated())
         error = f"  val MAE {record['eval']['val']['mae']:.3f}" if "eval" in record else ""
         who = ", ".join(self._session.roster[edge] for edge in record["edges"])
         self._console.print(f"version {record['round'] + 1}/{record['rounds']}  "
