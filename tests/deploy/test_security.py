@@ -25,7 +25,27 @@ ADDED = "attic"
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory):
+def refusals():
+    """What NVFlare's connections have been refused for, growing: listening before anyone connects,
+    since a refused device waits longer from try to try."""
+    found = Found()
+    logger = logging.getLogger("nvflare.fuel.f3.sfm.conn_manager")
+    logger.addHandler(found)
+    yield found.lines
+    logger.removeHandler(found)
+
+
+class Found(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory, refusals):
     """A cloud that expects four devices. One is absent, and another steals its name; a third
     forges frames. One more is added while the cloud runs. A fifth device has a genuine certificate
     but was added to no roster that the cloud knows; another is of another authority."""
@@ -53,23 +73,6 @@ def network(tmp_path_factory):
                 str(kits[ADDED].folder), str(other[1].folder), log=log):
         yield transport, kits, session, events, log, other
     transport.close()
-
-
-@pytest.fixture(scope="module")
-def refusals():
-    """What NVFlare's connections have been refused for, growing."""
-    found = Found()
-    logging.getLogger("nvflare.fuel.f3.sfm.conn_manager").addHandler(found)
-    return found.lines
-
-
-class Found(logging.Handler):
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def emit(self, record):
-        self.lines.append(record.getMessage())
 
 
 def test_a_device_of_the_roster_is_let_in_and_nobody_else(network):
