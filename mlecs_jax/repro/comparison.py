@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro import paper
@@ -29,7 +29,16 @@ SHORT = {"rho": "ρ", "num_clients": "N", "labelled": "labels", "mask_schedule":
          "public_labels": "public labels"}
 
 
-def compare_all(results: Results, *axes: str) -> Findings:
+Namer = Callable[[Labels, Labels], str]
+"""``(cell, where)`` to words for what sets the cell apart within ``where``."""
+
+
+def cell_words(cell: Labels, where: Labels) -> str:
+    """Label by label, e.g. ``ρ=.5``."""
+    return ", ".join(_label_words(k, v) for k, v in cell.items() if k not in where)
+
+
+def compare_all(results: Results, *axes: str, name: Namer = cell_words) -> Findings:
     """For every dataset and split: scores in every cell that the axes span, and what ML-ECS and
     ML-ECS+ gain over every other method."""
     tables: list[Table] = []
@@ -38,9 +47,9 @@ def compare_all(results: Results, *axes: str) -> Findings:
         for split in results.distinct("split", {"dataset": dataset}):
             where: dict[str, Label] = {"dataset": dataset, "split": split}
             cells = cells_of(results, where, axes)
-            tables.append(score_table(results, where, cells))
+            tables.append(score_table(results, where, cells, name=name))
             for ours in OURS:
-                table, said = compare(results, where, cells, ours)
+                table, said = compare(results, where, cells, ours, name)
                 if table:
                     tables.append(table)
                 sentences += said
@@ -65,11 +74,6 @@ def seeds_words(results: Results, where: Labels) -> str:
     return f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "")
 
 
-def cell_words(cell: Labels, where: Labels) -> str:
-    """What sets a cell apart from its neighbours, e.g. ``ρ=.5``."""
-    return ", ".join(_label_words(k, v) for k, v in cell.items() if k not in where)
-
-
 def _label_words(name: str, value: Label) -> str:
     if isinstance(value, bool):
         return f"{SHORT.get(name, name)}: {'yes' if value else 'no'}"
@@ -81,7 +85,8 @@ def _label_words(name: str, value: Label) -> str:
 
 
 def score_table(
-    results: Results, where: Labels, cells: Sequence[Labels], *, variant: str = ""
+    results: Results, where: Labels, cells: Sequence[Labels], *, variant: str = "",
+    name: Namer = cell_words,
 ) -> Table:
     """Avg, best and worst device and the server, per cell and method, with the paper's figures."""
     metric = primary(results)
@@ -93,8 +98,7 @@ def score_table(
                ("server at best_val", BEST_VAL, f"server.{metric}")]
     rows: list[tuple[Cell, ...]] = []
     for cell in cells:
-        found = _rows_of_cell(results, {**cell, "variant": variant}, where, columns)
-        rows += found
+        rows += _rows_of_cell(results, {**cell, "variant": variant}, name(cell, where), columns)
     return Table(
         f"{METRICS[metric]} on test data, {data_words(results, where)}",
         ("setting", "method", *(name for name, _, _ in columns)), tuple(rows),
@@ -105,9 +109,9 @@ def score_table(
 
 
 def _rows_of_cell(
-    results: Results, cell: Labels, where: Labels, columns: Sequence[tuple[str, str, str]]
+    results: Results, cell: Labels, setting: str, columns: Sequence[tuple[str, str, str]]
 ) -> list[tuple[Cell, ...]]:
-    name = Cell(cell_words({k: v for k, v in cell.items() if k != "variant"}, where))
+    name = Cell(setting)
     rows, means, eligible = [], [], []
     for method in results.distinct("method", cell):
         group = {**cell, "method": method}
@@ -137,7 +141,8 @@ def _printed(results: Results, group: Labels) -> dict[str, float]:
 
 
 def compare(
-    results: Results, where: Labels, cells: Sequence[Labels], ours: str
+    results: Results, where: Labels, cells: Sequence[Labels], ours: str,
+    name: Namer = cell_words,
 ) -> tuple[Table | None, list[str]]:
     """Paired differences of one method to every other, per cell and pooled, and what they say."""
     metric = primary(results)
@@ -164,7 +169,7 @@ def compare(
     return Table(
         f"{proper(ours)} minus each other method, {METRICS[metric]} of the devices, "
         f"{data_words(results, where)}",
-        ("minus", *(cell_words(cell, where) for cell in cells), "all", "server, all"),
+        ("minus", *(name(cell, where) for cell in cells), "all", "server, all"),
         tuple(rows),
         "Paired by seed (same partition, modality sets, batches), mean difference and 95 % "
         "confidence interval (Student's t over seeds). Columns 'all' average a seed's cells "

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,11 @@ USAGE = """python -m mlecs_jax.repro SYSTEM ARTEFACT [options] [--config.KEY=VAL
 SEEDS = {"smoke": 2, "cpu": 5, "paper": 5}
 DATASETS = {"mlecs": ("ur_fall",)}
 """Of a system where none is asked for; artefacts of other systems have their own."""
-PUBLICS = ("unlabelled", "labelled")  # what devices' public data may be
+PUBLICS: Mapping[str, Mapping[str, Any]] = {
+    "unlabelled": {"partition.public_labels": False},
+    "partly": {"partition.public_labels": True, "partition.server_labelled": 0.1},
+    "labelled": {"partition.public_labels": True}}
+"""What the public data may be: labelled for the server alone, a tenth of them for all, or all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +203,8 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
     add("--devices", default="", help="table2: some numbers of devices only, with commas")
     add("--labelled", default="", help="regime: some numbers of labelled samples per device only, "
         "with commas; 0: all")
-    add("--public", default="", help=f"regime: {' or '.join(PUBLICS)}; default: both")
+    add("--public", default="", help=f"regime: {', '.join(PUBLICS)} (a tenth, for all); "
+        "default: all three")
     add("--workdir", default="repro", help="runs and results (default: repro); made again from "
         "what is there, so the same command resumes")
     add("--processes", type=int, default=os.cpu_count() or 1,
@@ -217,7 +222,7 @@ def _names(text: str) -> tuple[str, ...] | None:
 def _publics(text: str) -> tuple[str, ...] | None:
     for name in _names(text) or ():
         if name not in PUBLICS:
-            raise UserError(f"--public is '{text}'; use {' or '.join(PUBLICS)}")
+            raise UserError(f"--public is '{text}'; use {', '.join(PUBLICS)}")
     return _names(text)
 
 

@@ -49,7 +49,8 @@ def test_numbers_as_papers_write_them():
 def made_up(scores, *, dataset="ur_fall", source="real", **labels):
     """Results of ``{method: {seed: device average}}`` in one cell."""
     base = {"dataset": dataset, "variant": "", "split": "frame", "rho": 0.5, "num_clients": 3,
-            "labelled": 0, "public_labels": True, "mask_schedule": "static"} | labels
+            "labelled": 0, "public_labels": True, "server_labelled": 1.0,
+            "mask_schedule": "static"} | labels
     return Results(tuple(
         Run(base | {"method": method, "seed": seed},
             {(FINAL, "client.avg_f1"): value, (FINAL, "client.best_f1"): value,
@@ -131,10 +132,11 @@ def test_grids_of_the_artefacts():
         parsed("ablation", "--seeds=1", "--rho=0.5", "--splits=frame"))}
     assert not without["w/o MMA"]["mma"] and without["w/o MMA"]["ccl"] and without[""]["mma"]
     every = regime.jobs(parsed("regime", "--seeds=1", "--methods=ml_ecs"))
-    assert {(j.labels["labelled"], j.labels["public_labels"]) for j in every} == {
-        (n, p) for n in (25, 50, 200, 0) for p in (True, False)}
+    assert {(j.labels["labelled"], regime.public_words(j.labels)) for j in every} == {
+        (n, p) for n in (25, 50, 200, 0) for p in ("unlabelled", "10 % labelled", "labelled")}
     scarce = regime.jobs(parsed("regime", "--seeds=1", "--labelled=25", "--public=unlabelled"))
-    assert {(j.labels["labelled"], j.labels["public_labels"]) for j in scarce} == {(25, False)}
+    assert {(j.labels["labelled"], regime.public_words(j.labels)) for j in scarce} == {
+        (25, "unlabelled")}
     with pytest.raises(UserError, match="--public is 'some'"):
         parsed("regime", "--public=some")
     # Artefacts of one folder share runs: table 2's first cell is table 1's last.

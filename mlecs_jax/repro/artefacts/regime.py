@@ -29,14 +29,14 @@ TITLE = "Where collaboration pays"
 LABELLED = {"smoke": (25, 0), "cpu": (25, 50, 200, 0), "paper": (25, 50, 200, 0)}
 RHOS = (0.5, 0.8)
 CONTROL = "localpub"
-AXES = ("public_labels", "labelled", "rho")
+AXES = ("public_labels", "server_labelled", "labelled", "rho")
 
 
 def jobs(options: Options) -> list[Job]:
     """Every method in every regime; the scarcest labels first."""
     return [options.job(dataset, method, seed, {
                 "data.split": split, "partition.rho": rho, "partition.labelled": labelled,
-                "partition.public_labels": public == "labelled"})
+                **PUBLICS[public]})
             for seed in range(options.seeds)
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
@@ -48,7 +48,7 @@ def jobs(options: Options) -> list[Job]:
 
 def findings(options: Options, results: Results) -> Findings:
     """Scores and differences per regime, and the regimes in which collaboration pays."""
-    found = compare_all(results, *AXES)
+    found = compare_all(results, *AXES, name=lambda cell, where: words(cell))
     return Findings((*heat_maps(results), *found.tables),
                     (*where_it_pays(results), *found.sentences))
 
@@ -122,6 +122,14 @@ def _sentence(
 
 def words(regime: Labels) -> str:
     """``25 labels, public unlabelled, ρ=.5``."""
-    count = regime["labelled"]
-    return (f"{count or 'all'} labels, public {'' if regime['public_labels'] else 'un'}labelled, "
+    return (f"{regime['labelled'] or 'all'} labels, public {public_words(regime)}, "
             f"ρ={share(float(regime['rho']), 1)}")
+
+
+def public_words(regime: Labels) -> str:
+    """``unlabelled`` (on devices), ``labelled``, ``10 % labelled``."""
+    found = float(regime["server_labelled"])
+    if found == 1:
+        return "labelled" if regime["public_labels"] else "unlabelled"
+    alone = "" if regime["public_labels"] else " for the server alone"
+    return f"{100 * found:g} % labelled{alone}"
