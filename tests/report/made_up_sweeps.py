@@ -26,6 +26,7 @@ def write_sweep(base: Path, *, source: str = "real", seeds: int = 3, failed: boo
                         made["summary"]["communication"][f"{way}_bytes_per_round"] = 0
                 labels = {"dataset": "ur_fall", "method": method, "variant": "", "split": "frame",
                           "rho": rho, "num_clients": 3, "labelled": 0, "public_labels": True,
+                          "server_labelled": 1.0,
                           "uplink": "none", "seed": seed}
                 folder = write_run(base / "runs" / f"{method}-{rho}-{seed}", made)
                 score = made["summary"]["client"]["avg_f1"]
