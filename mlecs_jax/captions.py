@@ -1,7 +1,8 @@
 """Captions of trained nodes: greedy generation on held-out rows, and their scores.
 
 Generation costs a forward pass a token, so after most rounds only ``captions.val_rows`` validation
-rows are captioned; the test rows are after the last round and every ``captions.test_every`` rounds.
+rows are captioned, of all corpora; the test rows are after the last round and every
+``captions.test_every`` rounds.
 """
 
 from __future__ import annotations
@@ -35,6 +36,17 @@ def options_of(setting: Setting) -> CaptionsConfig:
     options = setting.config.captions
     assert options is not None  # captions are loaded by them
     return options
+
+
+def validated(num_val: int, wanted: int, seed: int) -> np.ndarray:
+    """Which of a node's validation rows are captioned after every round, int ``[n]`` ascending.
+
+    Evenly spaced from a drawn place on: rows lie corpus by corpus, so that each has its share.
+    Nodes with the same rows draw the same, and a deployed node what a simulated one does.
+    """
+    n = min(wanted, num_val)
+    begin = np.random.default_rng([seed, num_val]).random()
+    return ((np.arange(n) + begin) * num_val / max(n, 1)).astype(int)
 
 
 def generate_batch(
@@ -106,7 +118,7 @@ class CaptionPredictor:
     def _asked(self, r: int | None, num_val: int, num_test: int) -> np.ndarray:
         """Held-out rows to caption after a round (None: as after the last)."""
         options, rounds = options_of(self._setting), self._setting.config.train.rounds
-        val = np.arange(min(options.val_rows, num_val))
+        val = validated(num_val, options.val_rows, self._setting.config.partition.seed)
         last = r is None or r == rounds - 1
         due = r is not None and options.test_every and (r + 1) % options.test_every == 0
         return np.concatenate([val, num_val + np.arange(num_test)]) if last or due else val

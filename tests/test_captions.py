@@ -105,17 +105,39 @@ def test_a_node_is_scored_on_its_own_rows(trained):
     federation = setting.federation
     predictions = method.evaluate(state, 0)
     assert predictions["after_amt"].shape[:2] == (2, len(federation.held_out.target))
-    assert (predictions["after_amt"][:, 2] == captions.NOT_CAPTIONED).all()  # val_rows is 2
+    num_val = int(federation.num_val[0])
+    val = captions.validated(num_val, 2, 0)
+    asked = (predictions["after_amt"][0] != captions.NOT_CAPTIONED).all(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(asked[:num_val]), val)
+    assert asked[num_val:].all() and num_val > 2
     perfect = np.where(predictions["after_amt"][..., :1] == captions.NOT_CAPTIONED,
                        predictions["after_amt"], federation.held_out.target[None, :, :6])
     for part in ("val", "test"):
         (found,) = scoring.score(setting, {"after_amt": perfect[:1]}, part).values()
         cut = [setting.tokenizer.decode(row[:6].tolist()) for row in text.targets(
             federation.samples, setting.tokenizer, 6)]
-        rows = federation.held_out_rows(0, part)[:2 if part == "val" else None]
+        rows = federation.held_out_rows(0, part)[val if part == "val" else slice(None)]
         references = [federation.samples.texts[row] for row in rows]
         expected = rouge(references, [cut[row] for row in rows])["rouge1"].mean()
         assert found[0].metrics["rouge1"] == pytest.approx(expected) and expected > 0.1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_validation_hears_every_corpus(seed):
+    """Rows lie corpus by corpus; a share of 64 of 406 has of each as many as its size asks for."""
+    sizes = np.array([12, 100, 187, 107])
+    rows = captions.validated(int(sizes.sum()), 64, seed)
+    assert len(set(rows.tolist())) == 64
+    drawn = np.bincount(np.repeat(np.arange(4), sizes)[rows], minlength=4)
+    np.testing.assert_allclose(drawn, 64 * sizes / sizes.sum(), atol=1)
+    np.testing.assert_array_equal(rows, captions.validated(int(sizes.sum()), 64, seed))
+    np.testing.assert_array_equal(captions.validated(5, 64, seed), np.arange(5))
+    assert not len(captions.validated(0, 64, seed))
+
+
+def test_which_rows_are_validated_is_drawn():
+    drawn = {tuple(captions.validated(406, 8, seed)) for seed in range(4)}
+    assert len(drawn) == 4
 
 
 def test_what_cannot_be_captioned_yet_is_absent(trained):
