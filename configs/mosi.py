@@ -17,7 +17,9 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.data.name = "mosi"
     config.data.source = "auto"  # auto | real | simulated
     config.data.form = "auto"  # of the real files: auto | utterance | mult | mmsa_aligned | …
-    config.data.split = "canonical"  # canonical | segment (paper; leaks) | video (leak-free)
+    # heldout: validation on videos that the features have not seen | canonical: as published |
+    # segment (paper; leaks) | video
+    config.data.split = "heldout"
     config.data.window = 0  # utterances of a sequence; 0: the dataset's own (mosi 8, mosei 1)
     config.data.simulated_seed = 0
     config.data.simulated_segments = 600

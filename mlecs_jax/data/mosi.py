@@ -26,8 +26,8 @@ from mlecs_jax.errors import UserError
 SUMMARY = "CMU-MOSI: 2,199 segments with text, audio and vision (Zadeh et al., 2016)"
 BASE_URL = ""
 UTTERANCE_FILE = "mosi/mosi_utterance.npz"
-CAUTION = ("text and video vectors were learnt with labels of the canonical training videos: only "
-           "data.split=canonical tests on videos they have not seen")
+CAUTION = ("text and video vectors were learnt with labels of 62 videos, the canonical "
+           "training and validation ones")
 VALIDATION_SHARE = 1 / 6  # of the training videos, near the standard folds' 10 of 62
 
 
@@ -54,7 +54,8 @@ def utterances(window: int) -> SentimentData:
     """One vector per utterance, in context windows; text 100, audio 73, vision 100 wide.
 
     The canonical split is the one the vectors were published with (62 training, 31 test videos),
-    since they are learnt on its training part; every sixth training video is validation.
+    since they are learnt on its training part; every sixth training video is validation, which
+    the vectors have therefore seen: the split ``heldout`` has others.
     """
     columns = sentiment_files.read_archive(
         paths.data_dir() / UTTERANCE_FILE,
@@ -69,7 +70,8 @@ def utterances(window: int) -> SentimentData:
         audio=context_windows(columns["audio"], videos, window),
         vision=context_windows(columns["video"], videos, window),
         labels=columns["sentiment"].astype(np.float32), videos=videos,
-        canonical=hold_out_videos(published, videos, VALIDATION_SHARE), caution=CAUTION)
+        canonical=hold_out_videos(published, videos, VALIDATION_SHARE), caution=CAUTION,
+        supervised=True)
 
 
 def is_available() -> bool:

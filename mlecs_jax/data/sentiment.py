@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from mlecs_jax.errors import UserError
 
 MODALITIES = ("text", "audio", "vision")
-SPLITS = ("segment", "video", "canonical")
+SPLITS = ("segment", "video", "canonical", "heldout")
+HELD_OUT_SHARE = 1 / 3  # of the published test videos, where they give the validation videos
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, 3
 BINS = np.arange(-3, 4)
 """Centres of the seven sentiment bins."""
@@ -55,6 +56,8 @@ class SentimentData:
       canonical: int8 ``[n]``, the published split: 0 train, 1 validation, 2 test, 3 in none.
         Without published validation rows, whole videos are taken out of the training part.
       caution: what a reader of scores must know about this data; empty if nothing.
+      supervised: features were learnt with the labels of the published training and validation
+        rows.
     """
 
     name: str
@@ -67,6 +70,7 @@ class SentimentData:
     videos: np.ndarray
     canonical: np.ndarray
     caution: str = ""
+    supervised: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -115,15 +119,20 @@ def split(data: SentimentData, kind: str, seed: int = 0) -> Split:
     Args:
       kind: ``segment``, 70/10/20 % of segments at random (Mega-CE² §4; segments of one video fall
         on both sides, a leak); ``video``, the same with whole videos; ``canonical``, the
-        published split, without regard to ``seed``.
-      seed: of the random kinds.
+        published split, without regard to ``seed``; ``heldout``, the published split with
+        validation videos that the features have not seen: where these were learnt with the
+        labels of its validation rows, all of those train, a third of its test videos validate
+        and the others are tested, another third with the next seed; elsewhere ``canonical``.
+      seed: of all kinds but ``canonical``.
 
     Raises:
       UserError: an unknown kind, or a part without rows.
     """
     if kind not in SPLITS:
         raise UserError(f"data.split is '{kind}'; use {' or '.join(SPLITS)}")
-    if kind == "canonical":
+    if kind == "heldout" and data.supervised:
+        parts = _held_out(data, seed)
+    elif kind in ("canonical", "heldout"):
         parts = [np.flatnonzero(data.canonical == part) for part in (TRAIN, VALID, TEST)]
     else:
         rng = np.random.default_rng([seed, 3])
@@ -137,6 +146,30 @@ def split(data: SentimentData, kind: str, seed: int = 0) -> Split:
             raise UserError(f"{data.name} has no {name} segments under data.split={kind}; "
                             "use another split or more data")
     return result
+
+
+def _held_out(data: SentimentData, seed: int) -> list[np.ndarray]:
+    """Rows of the parts: published training and validation videos train, a third of the test
+    videos, from the seed's place in their order on, validates."""
+    videos = np.unique(data.videos[data.canonical == TEST])
+    taken = round(HELD_OUT_SHARE * len(videos))
+    chosen = np.isin(data.videos, np.roll(videos, -seed * taken)[:taken])
+    tested = data.canonical == TEST
+    known = (data.canonical == TRAIN) | (data.canonical == VALID)
+    return [np.flatnonzero(rows) for rows in (known, tested & chosen, tested & ~chosen)]
+
+
+_SEEN = {
+    "canonical": "validation videos are among them, so that validation errors are far too small, "
+                 "and versions and epochs are chosen by them",
+    "heldout": "validation and test videos are not among them",
+    "segment": "test segments are of them too, and scores are far too good",
+    "video": "test videos are among them, and scores are far too good"}
+
+
+def caution(data: SentimentData, kind: str) -> str:
+    """What a reader of scores under a split must know; empty if nothing."""
+    return f"{data.caution}; {_SEEN[kind]}" if data.supervised else data.caution
 
 
 def moments(

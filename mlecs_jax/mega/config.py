@@ -38,7 +38,7 @@ class DataConfig:
     name: Literal["mosi", "mosei"]
     source: Literal["auto", "real", "simulated"]
     form: str
-    split: Literal["segment", "video", "canonical"]
+    split: Literal["segment", "video", "canonical", "heldout"]
     window: int
     simulated_seed: int
     simulated_segments: int

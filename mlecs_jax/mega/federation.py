@@ -34,7 +34,7 @@ class MegaFederation:
     """A sentiment dataset dealt to a cloud's edges and their ends.
 
     Attributes:
-      data: standardised by the training rows.
+      data: standardised by the training rows; its caution is that of the split.
       split: of the whole.
       ends: training rows of every end, edge by edge.
       edges: training rows of every edge, those of its ends together.
@@ -63,7 +63,8 @@ def build(data: SentimentData, config: MegaConfig) -> MegaFederation:
                            alpha=options.alpha, minimum=options.minimum, seed=options.seed)
     edges = [np.sort(np.concatenate(ends)) for ends in dealt]
     return MegaFederation(
-        data=sentiment.standardise(data, split.train), split=split,
+        data=dataclasses.replace(sentiment.standardise(data, split.train),
+                                 caution=sentiment.caution(data, config.data.split)), split=split,
         ends=pad([rows for ends in dealt for rows in ends]), edges=pad(edges),
         val=pad(deal_like(data, split.val, edges, options.seed)),
         test=pad(deal_like(data, split.test, edges, options.seed)))

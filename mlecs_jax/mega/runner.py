@@ -110,8 +110,8 @@ def _centralised(
             model, sentiment.standardise(data, split.train), split,
             dataclasses.replace(settings, epochs=epochs), options.seed, on_epoch=on_epoch)
         log.write_summary({
-            "method": name, "data_source": data.source, "caution": data.caution,
-            "split": options.data.split, "rounds": len(trained.history),
+            "method": name, "data_source": data.source,
+            "caution": sentiment.caution(data, options.data.split), "split": options.data.split, "rounds": len(trained.history),
             "server": experiment.without_nan(trained.test),
             "validation": {"server": experiment.without_nan(trained.val)},
             "extra": {"best_epoch": trained.best_epoch},

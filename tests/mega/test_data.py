@@ -191,7 +191,10 @@ def test_real_mosi_has_its_published_counts_and_contexts(real_data_dir):
     assert not data.text[first, :-1].any()
     row = first[1] - 1  # the last utterance of the first video
     np.testing.assert_array_equal(data.text[row, :-1], data.text[row - 1, 1:])
-    assert "canonical" in data.caution
+    held = sentiment.split(data, "heldout", seed=0)
+    assert [len(set(data.videos[part])) for part in (held.train, held.val, held.test)] == [
+        62, 10, 21]
+    assert (len(held.train), len(held.val) + len(held.test)) == (1447, 752)
 
 
 def test_real_mosei_is_one_step_per_certain_video(real_data_dir):
@@ -249,11 +252,30 @@ def test_splits_are_disjoint_and_whole(kind):
     again, other = (sentiment.split(data, kind, seed=seed) for seed in (1, 2))
     np.testing.assert_array_equal(parts.train, again.train)
     assert (len(parts.train) == len(other.train) and (parts.train == other.train).all()) == (
-        kind == "canonical")
+        kind in ("canonical", "heldout"))  # no feature of this data was learnt with labels
     if kind == "segment":
         assert [len(parts.train), len(parts.val), len(parts.test)] == [42, 6, 12]
     if kind == "video":
         assert not set(data.videos[parts.train]) & set(data.videos[parts.test])
+
+
+def test_validation_videos_are_new_where_features_were_learnt_with_labels():
+    """Published test videos 9, 10 and 11: one of them validates, another one with every seed."""
+    data = dataclasses.replace(made_up(), supervised=True, caution="learnt with labels")
+    known = np.flatnonzero(data.canonical != TEST)
+    validated = []
+    for seed in range(4):
+        parts = sentiment.split(data, "heldout", seed)
+        np.testing.assert_array_equal(parts.train, known)
+        assert not set(data.videos[parts.val]) & set(data.videos[parts.test])
+        assert set(data.canonical[np.concatenate([parts.val, parts.test])]) == {TEST}
+        validated.append(*set(data.videos[parts.val]))
+    assert set(validated[:3]) == {9, 10, 11} and validated[3] == validated[0]
+    for kind in sentiment.SPLITS:
+        said = sentiment.caution(data, kind)
+        assert said.startswith("learnt with labels; ")
+        assert ("too" in said) == (kind != "heldout")
+    assert sentiment.caution(made_up(), "canonical") == ""
 
 
 def test_scaling_takes_training_rows_alone_and_leaves_padding():
