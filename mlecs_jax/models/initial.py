@@ -16,6 +16,7 @@ from flax import traverse_util
 from jaxtyping import PRNGKeyArray
 
 Params = dict[str, Any]
+TOKEN, TOKEN_STD = "token", 0.02  # a learnt step of a sequence; zero would be padding
 TABLES = ("wte", "wpe", "lm_head")  # embeddings and heads, [rows, d]
 
 
@@ -60,8 +61,9 @@ def draw_uniform(
 
     Kernels ``[…, fan_in, fan_out]`` and their biases are uniform within ±1/√fan_in. Under a path
     that contains ``xavier`` leaves have a leading layer axis, kernels are Xavier uniform
-    (±√(6/(fan_in + fan_out))) and biases zero. Scales are one. Kernels of convolutions are
-    ``[size, fan_in, fan_out]``; a leaf is a kernel or bias by the end of its name.
+    (±√(6/(fan_in + fan_out))) and biases zero. Scales are one, class tokens N(0, 0.02²), other
+    leaves zero. Kernels of convolutions are ``[size, fan_in, fan_out]``; a leaf is a kernel or
+    bias by the end of its name.
     """
     shapes = cast(dict[tuple[str, ...], jax.ShapeDtypeStruct],
                   traverse_util.flatten_dict(jax.eval_shape(init, key)["params"]))
@@ -77,6 +79,8 @@ def draw_uniform(
             value = generator.uniform(-bound, bound, shape)
         elif name.endswith("bias") and kernel is not None and not stacked:
             value = generator.uniform(-1, 1, shape) / math.sqrt(fan_in)
+        elif name == TOKEN:
+            value = TOKEN_STD * generator.standard_normal(shape)
         else:
             value = np.ones(shape) if name == "scale" else np.zeros(shape)
         params[path] = value.astype(np.float32)

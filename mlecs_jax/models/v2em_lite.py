@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mlecs_jax.models import initial
 from mlecs_jax.models.crossmodal import CrossModalConfig, Transformer
 from mlecs_jax.models.sentiment import SentimentModel
 from mlecs_jax.models.sentiment_baselines import baseline
@@ -43,7 +44,8 @@ class ClassToken(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, " B"]:
-        token = self.param("token", nn.initializers.normal(0.02), (x.shape[-1],))
+        token = self.param(initial.TOKEN, nn.initializers.normal(initial.TOKEN_STD),
+                           (x.shape[-1],))
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, x.shape[-1])), x], axis=1)
         x = Transformer(self.layers, self.config, self.config.attention_dropout[0], False,
                         self.deterministic, name="transformer")(x)

@@ -326,6 +326,15 @@ def test_mctn_reads_text_alone_when_it_is_tested():
     assert set(terms) == {"mae", "forward", "cycle", "onward", "l2"}
 
 
+def test_class_tokens_are_no_padding_at_the_start():
+    """A step whose first channel is zero is padding to the transformer, and has no position."""
+    model = sentiment_zoo.build("v2em_lite", "mosi", width=64, layers=1, heads=2, block=2)
+    params = model.init(jax.random.key(0), batch())
+    tokens = np.stack([params["model"][name]["token"] for name in MODALITIES])
+    assert tokens.all() and 0.015 < tokens.std() < 0.025
+    assert np.abs(tokens[0] - tokens[1]).max() > 0.01
+
+
 def test_branches_fuse_into_one_convolution():
     x = batch().audio
     module = v2em_lite.BranchedConv()
