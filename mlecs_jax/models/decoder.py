@@ -271,6 +271,9 @@ class Decoder(nn.Module):
           prefix: soft prompt placed before the tokens.
           keep: False at padding; positions count kept entries only, so left padding is harmless.
           deterministic: False turns dropout on (rng ``dropout``).
+
+        Raises:
+          ValueError: more entries, padding included, than learned positions.
         """
         x, positions = self._embed(tokens, prefix, keep)
         x, _ = self._layers(x, positions, keep, (), None, deterministic, False)
@@ -285,6 +288,7 @@ class Decoder(nn.Module):
         keep: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """As :meth:`hidden`, and a cache of ``capacity`` ≥ T columns for :meth:`extend`."""
+        self._check_length(capacity)
         x, positions = self._embed(tokens, prefix, keep)
         batch, length = x.shape[:2]
         x, kept = self._layers(x, positions, keep, (), None, True, True)
@@ -336,11 +340,19 @@ class Decoder(nn.Module):
     def _embed(self, tokens, prefix, keep):
         """Embeddings ``[B, T, D]`` and the position of each, kept entries counted alone."""
         length = tokens.shape[1] + (0 if prefix is None else prefix.shape[1])
+        self._check_length(length)
         if keep is None:
             positions = jnp.broadcast_to(jnp.arange(length), (tokens.shape[0], length))
         else:
             positions = jnp.maximum(jnp.cumsum(keep, axis=1) - 1, 0)
         return self._embed_at(tokens, positions, prefix), positions
+
+    def _check_length(self, length: int) -> None:
+        """Raises ValueError beyond the learned positions: reading them there would give NaN."""
+        c = self.config
+        if c.family == "gpt2" and length > c.max_positions:
+            raise ValueError(f"{length} positions, the backbone has {c.max_positions}; shorten the "
+                             "tokens or the soft prompt")
 
     def _embed_at(self, tokens, positions, prefix=None):
         x = jnp.take(self.wte, tokens, axis=0)

@@ -10,8 +10,9 @@ Shape letters: B batch, P soft-prompt vectors, T prompt tokens, D width, V vocab
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,31 @@ STATIC = ("decoder", "max_new_tokens", "eos_id", "vocab_size")
 Prefix = Float[Array, "B P D"] | None
 Prompt = Int[Array, "B T"] | Int[np.ndarray, "B T"]
 PromptMask = Bool[Array, "B T"] | Bool[np.ndarray, "B T"]
+Ends = int | np.integer | Sequence[int] | None
+P, R = ParamSpec("P"), TypeVar("R")
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
+def _program(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Compiles an algorithm, once per shape of its arguments, and checks what it is called with."""
+    def decorate(fn: Callable[P, R]) -> Callable[P, R]:
+        compiled = jax.jit(fn, static_argnames=(*STATIC, *static))
+        signature = inspect.signature(fn)
+
+        @functools.wraps(compiled)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            bound = signature.bind(*args, **options)
+            _check(bound.arguments)
+            return compiled(*bound.args, **bound.kwargs)
+
+        return call
+    return decorate
+
+
+@_program()
 def greedy(
     decoder: Decoder, backbone: Params, lora: Lora | None, prefix_embeddings: Prefix,
     prompt_ids: Prompt, prompt_mask: PromptMask, *,
-    max_new_tokens: int, eos_id: int | None, vocab_size: int | None = None,
+    max_new_tokens: int, eos_id: Ends, vocab_size: int | None = None,
 ) -> Int[Array, "B new"]:
     """The likeliest token at every step.
 
@@ -46,14 +65,15 @@ def greedy(
       prompt_ids, prompt_mask: prompts padded on the *left* (:func:`pad_prompts`), and which of
         their entries are tokens; T may be 0 behind a soft prompt.
       max_new_tokens: longest answer, at least 1.
-      eos_id: the token that ends an answer, or None.
+      eos_id: the token that ends an answer, several of which each does, or None.
       vocab_size: ids from here on are never answered (rows that only pad the vocabulary).
 
     Returns:
       Answers, the end-of-sequence token included, then -1.
 
     Raises:
-      UserError: prompt and answer are longer than the decoder's learned positions.
+      UserError: prompt and answer are longer than the decoder's learned positions. Padding takes
+        none of them, except where the mask is traced: columns count there.
     """
     def choose(logits, step):
         del step
@@ -63,35 +83,41 @@ def greedy(
                     max_new_tokens, eos_id, vocab_size)
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
+@_program()
 def sample(
     decoder: Decoder, backbone: Params, lora: Lora | None, prefix_embeddings: Prefix,
     prompt_ids: Prompt, prompt_mask: PromptMask, key: PRNGKeyArray, *,
-    max_new_tokens: int, eos_id: int | None, vocab_size: int | None = None,
+    max_new_tokens: int, eos_id: Ends, vocab_size: int | None = None,
     temperature: float | Float[Array, ""] = 1.0, top_p: float | Float[Array, ""] = 1.0,
 ) -> Int[Array, "B new"]:
     """Tokens drawn from softmax(logits / temperature), the least likely left out.
 
     Args:
       key: step i draws with ``fold_in(key, i)``.
-      temperature, top_p: traced, so that a sweep compiles once; ``top_p`` keeps the fewest tokens
-        whose probabilities sum to it (Holtzman et al., 2020), the likeliest always.
+      temperature, top_p: traced, so that a sweep compiles once; temperature 0 is greedy, ``top_p``
+        keeps the fewest tokens whose probabilities sum to it (Holtzman et al., 2020), the likeliest
+        always.
 
-    Other arguments, result and errors as in :func:`greedy`.
+    Other arguments, result and errors as in :func:`greedy`; also a UserError for a temperature
+    below 0 that is not traced.
     """
     def choose(logits, step):
-        logits = nucleus(logits.astype(jnp.float32) / temperature, top_p)
-        return jax.random.categorical(jax.random.fold_in(key, step), logits, axis=-1)
+        logits = logits.astype(jnp.float32)
+        # From the likeliest down, so that no temperature is too low to divide by.
+        below = logits - jnp.max(logits, axis=-1, keepdims=True)
+        inside = nucleus(below / jnp.where(temperature > 0, temperature, 1.0), top_p)
+        drawn = jax.random.categorical(jax.random.fold_in(key, step), inside, axis=-1)
+        return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
 
     return _answers(decoder, backbone, lora, prefix_embeddings, prompt_ids, prompt_mask, choose,
                     max_new_tokens, eos_id, vocab_size)
 
 
-@functools.partial(jax.jit, static_argnames=(*STATIC, "beams"))
+@_program("beams")
 def beam(
     decoder: Decoder, backbone: Params, lora: Lora | None, prefix_embeddings: Prefix,
     prompt_ids: Prompt, prompt_mask: PromptMask, *,
-    max_new_tokens: int, eos_id: int | None, vocab_size: int | None = None,
+    max_new_tokens: int, eos_id: Ends, vocab_size: int | None = None,
     beams: int = 4, length_penalty: float | Float[Array, ""] = 1.0,
 ) -> Int[Array, "B new"]:
     """The best of ``beams`` answers kept side by side.
@@ -99,7 +125,7 @@ def beam(
     Answers compete by log-likelihood while they grow, ended ones keeping their place; the winner
     has the greatest log-likelihood / length^length_penalty.
 
-    Other arguments, result and errors as in :func:`greedy`.
+    Other arguments, result and errors as in :func:`greedy`; also a UserError for no beam at all.
     """
     batch, width = prompt_ids.shape[0], beams
     step_fn, logits, cache = _begin(decoder, backbone, lora, prefix_embeddings, prompt_ids,
@@ -113,7 +139,7 @@ def beam(
     first = jnp.pad(first, pad)
     cache = _rows(cache, jnp.repeat(jnp.arange(batch), width))
     tokens = jnp.full((batch, width, max_new_tokens), PADDING, jnp.int32).at[..., 0].set(first)
-    alive = jnp.ones((batch, width), bool) if eos_id is None else first != eos_id
+    alive = _goes_on(first, eos_id)
 
     def body(carry):
         step, tokens, scores, alive, cache = carry
@@ -127,8 +153,7 @@ def beam(
         alive = jnp.take_along_axis(alive, parent, axis=1)
         tokens = jnp.take_along_axis(tokens, parent[..., None], axis=1)
         tokens = tokens.at[..., step].set(jnp.where(alive, token, PADDING))
-        if eos_id is not None:
-            alive &= token != eos_id
+        alive &= _goes_on(token, eos_id)
         rows = (jnp.arange(batch)[:, None] * width + parent).reshape(-1)
         return step + 1, tokens, scores, alive, _rows(cache, rows)
 
@@ -178,9 +203,56 @@ def pad_prompts(
 
 
 def strip(tokens: Int[Array, "B new"] | Int[np.ndarray, "B new"],
-          eos_id: int | None) -> list[list[int]]:
+          eos_id: Ends) -> list[list[int]]:
     """Answers as lists of token ids, without end-of-sequence token and padding."""
-    return [[int(t) for t in row if t not in (PADDING, eos_id)] for row in np.asarray(tokens)]
+    left_out = (PADDING, *_ends(eos_id))
+    return [[int(t) for t in row if t not in left_out] for row in np.asarray(tokens)]
+
+
+def _ends(eos_id: Ends) -> tuple[int, ...]:
+    if eos_id is None:
+        return ()
+    return (int(eos_id),) if isinstance(eos_id, int | np.integer) else tuple(map(int, eos_id))
+
+
+def _goes_on(tokens: Int[Array, "*batch"], ends: Ends) -> Bool[Array, "*batch"]:
+    """Whether an answer goes on after these tokens."""
+    alive = jnp.ones(tokens.shape, bool)
+    for end in _ends(ends):
+        alive &= tokens != end
+    return alive
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Checks the arguments of an algorithm, and makes ends hashable and prompts narrow enough.
+
+    A bucket may be wider than the learned positions left for its prompts: such columns are cut
+    where all of them are padding, so that a prompt is refused for its own length alone.
+    """
+    decoder, prefix, new = (given[name] for name in (
+        "decoder", "prefix_embeddings", "max_new_tokens"))
+    if new < 1:
+        raise UserError(f"max_new_tokens is {new}; give 1 or more")
+    if given.get("beams", 1) < 1:
+        raise UserError(f"beams is {given['beams']}; give 1 or more")
+    temperature = given.get("temperature", 1.0)
+    if not isinstance(temperature, jax.core.Tracer) and not temperature >= 0:
+        raise UserError(f"temperature is {temperature}; give 0 (greedy) or a positive number")
+    given["eos_id"] = _ends(given["eos_id"])
+    if decoder.config.family != "gpt2":
+        return
+    soft = 0 if prefix is None else prefix.shape[1]
+    room = decoder.config.max_positions - soft - new + 1
+    ids, mask = given["prompt_ids"], given["prompt_mask"]
+    length = ids.shape[1]
+    if length > room and not isinstance(mask, jax.core.Tracer):
+        used = np.asarray(mask).any(axis=0)
+        length = len(used) - int(np.argmax(used)) if used.any() else 0
+    if length > room:
+        raise UserError(f"a prompt of {soft + length} positions and an answer of {new} do not fit "
+                        f"the backbone's {decoder.config.max_positions}; shorten them")
+    if ids.shape[1] > room:
+        given["prompt_ids"], given["prompt_mask"] = (x[:, x.shape[1] - room:] for x in (ids, mask))
 
 
 def _answers(decoder, backbone, lora, prefix, prompt_ids, prompt_mask, choose, max_new_tokens,
@@ -190,7 +262,7 @@ def _answers(decoder, backbone, lora, prefix, prompt_ids, prompt_mask, choose, m
                                     max_new_tokens, vocab_size)
     last = choose(logits, 0).astype(jnp.int32)
     tokens = jnp.full((last.shape[0], max_new_tokens), PADDING, jnp.int32).at[:, 0].set(last)
-    alive = jnp.ones(last.shape, bool) if eos_id is None else last != eos_id
+    alive = _goes_on(last, eos_id)
 
     def body(carry):
         step, tokens, last, alive, cache = carry
@@ -198,7 +270,7 @@ def _answers(decoder, backbone, lora, prefix, prompt_ids, prompt_mask, choose, m
         last = choose(logits, step).astype(jnp.int32)
         tokens = jax.lax.dynamic_update_slice_in_dim(
             tokens, jnp.where(alive, last, PADDING)[:, None], step, axis=1)
-        return step + 1, tokens, last, alive if eos_id is None else alive & (last != eos_id), cache
+        return step + 1, tokens, last, alive & _goes_on(last, eos_id), cache
 
     def unfinished(carry):
         return (carry[0] < max_new_tokens) & _any(carry[3])
@@ -210,14 +282,8 @@ def _begin(
     decoder, backbone, lora, prefix, prompt_ids, prompt_mask, max_new_tokens, vocab_size
 ) -> tuple[Callable[[Array, Cache], tuple[Array, Cache]], Array, Cache]:
     """The step function, the logits ``[B, V]`` of the first new token, and the cache."""
-    config = decoder.config
     variables: dict[str, Any] = {"params": backbone} | ({"lora": lora} if lora else {})
     length = prompt_ids.shape[1] + (0 if prefix is None else prefix.shape[1])
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; give 1 or more")
-    if config.family == "gpt2" and length + max_new_tokens - 1 > config.max_positions:
-        raise UserError(f"a prompt of {length} positions and an answer of {max_new_tokens} do not "
-                        f"fit the backbone's {config.max_positions}; shorten them")
     keep = jnp.asarray(prompt_mask)
     if prefix is not None:
         keep = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), keep], axis=1)

@@ -1,5 +1,6 @@
 """Generation with a cache against the plain forward pass, token for token."""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -130,14 +131,15 @@ def test_sampling_follows_the_distribution():
     np.testing.assert_allclose(frequencies, expected / expected.sum(), atol=0.08)
 
 
-@pytest.mark.slow
-def test_sampling_at_no_temperature_is_greedy():
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1e-38},
+                                     {"top_p": 1e-6}])
+def test_sampling_at_no_temperature_is_greedy(options):
     ids, mask = generate.pad_prompts(PROMPTS)
-    options = dict(max_new_tokens=NEW, eos_id=EOS)
-    drawn = generate.sample(*model("gpt2"), PREFIX, ids, mask, jax.random.key(0), top_p=1e-6,
-                            **options)
+    common = dict(max_new_tokens=NEW, eos_id=EOS)
+    drawn = generate.sample(*model("gpt2"), PREFIX, ids, mask, jax.random.key(0), **common,
+                            **{"temperature": 1.0, "top_p": 1.0} | options)
     np.testing.assert_array_equal(
-        drawn, generate.greedy(*model("gpt2"), PREFIX, ids, mask, **options))
+        drawn, generate.greedy(*model("gpt2"), PREFIX, ids, mask, **common))
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
@@ -161,6 +163,34 @@ def test_a_wide_beam_finds_the_best_of_all_answers(penalty):
     assert [t for t in found[0].tolist() if t != generate.PADDING] == list(best)
 
 
+def slow_beam(name, prompt, prefix, beams, penalty):
+    """A list of (tokens, log-likelihood), pruned to the ``beams`` likeliest after every token."""
+    kept = [([], 0.0)]
+    for _ in range(NEW):
+        grown = []
+        for tokens, score in kept:
+            if EOS in tokens:
+                grown.append((tokens, score))
+                continue
+            following = log_p(name, prompt + tokens, prefix)
+            grown += [(tokens + [t], score + float(following[t])) for t in range(VOCABULARY)]
+        kept = sorted(grown, key=lambda one: -one[1])[:beams]
+    tokens, _ = max(kept, key=lambda one: one[1] / len(one[0]) ** penalty)
+    return tokens + [generate.PADDING] * (NEW - len(tokens))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])  # a cache per layer, a stack of them
+def test_a_narrow_beam_prunes_as_a_plain_search(name):
+    """Three prompts at once, three beams of 24 tokens each; at least one is not the greedy answer
+    and the beams change places, or caches that stay behind would not show."""
+    ids, mask = generate.pad_prompts(PROMPTS)
+    found = generate.beam(*model(name), PREFIX, ids, mask, max_new_tokens=NEW, eos_id=EOS,
+                          beams=3, length_penalty=0.6)
+    expected = [slow_beam(name, p, x, 3, 0.6) for p, x in zip(PROMPTS, PREFIX, strict=True)]
+    np.testing.assert_array_equal(found, expected)
+    assert expected != [slow_greedy(name, p, x) for p, x in zip(PROMPTS, PREFIX, strict=True)]
+
+
 def test_one_beam_is_greedy():
     ids, mask = generate.pad_prompts(PROMPTS)
     options = dict(max_new_tokens=NEW, eos_id=EOS)
@@ -170,11 +200,47 @@ def test_one_beam_is_greedy():
 
 
 def test_prompts_of_one_bucket_share_a_program():
-    generate.greedy.clear_cache()
+    program = generate.greedy.__wrapped__
+    program.clear_cache()
     for prompts in ([[1, 2, 3]], [[1, 2, 3, 4, 5]], [[4]]):
         generate.greedy(*model("gpt2"), None, *generate.pad_prompts(prompts), max_new_tokens=2,
                         eos_id=EOS)
-    assert generate.greedy._cache_size() == 1
+    assert program._cache_size() == 1
+
+
+def test_each_of_several_ends_ends_an_answer():
+    """The rows end at different tokens of those that they would say without any end."""
+    ids, mask = generate.pad_prompts(PROMPTS)
+    arguments = (*model("gptj"), PREFIX, ids, mask)
+    free = np.asarray(generate.greedy(*arguments, max_new_tokens=NEW, eos_id=None))
+    ends = [int(free[0, 2]), int(free[1, 1])]
+    assert len({*ends, *free[2][:2].tolist()}) > 2
+    ended = generate.greedy(*arguments, max_new_tokens=NEW, eos_id=ends)
+    expected = [row[:1 + next((i for i, t in enumerate(row) if t in ends), NEW)]
+                for row in free.tolist()]
+    assert [[t for t in row if t != generate.PADDING] for row in ended.tolist()] == expected
+    assert generate.strip(ended, ends) == [[t for t in row if t not in ends] for row in expected]
+    drawn = generate.sample(*arguments, jax.random.key(0), max_new_tokens=NEW, eos_id=ends,
+                            temperature=0.0)
+    np.testing.assert_array_equal(drawn, ended)
+    beam = generate.beam(*arguments, max_new_tokens=NEW, eos_id=ends, beams=1)
+    np.testing.assert_array_equal(beam, ended)
+
+
+def test_a_prompt_is_as_long_as_its_tokens_not_as_its_bucket():
+    """17 tokens stand in 32 columns; with 6 new ones they need 22 positions."""
+    shape = DecoderConfig("gpt2", VOCABULARY, 1, 8, 1, max_positions=22)
+    decoder, roomy = Decoder(shape), Decoder(dataclasses.replace(shape, max_positions=40))
+    params = initial.draw(lambda key: roomy.init(key, jnp.zeros((1, 3), jnp.int32)),
+                          jax.random.key(0), embedding_std=0.4)
+    ids, mask = generate.pad_prompts([list(range(17)), [4, 5]])
+    options = dict(max_new_tokens=6, eos_id=None)
+    expected = generate.greedy(roomy, params, None, None, ids, mask, **options)
+    own = params | {"wpe": params["wpe"][:22]}
+    found = generate.greedy(decoder, own, None, None, ids, mask, **options)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(UserError, match="prompt of 17 positions and an answer of 7 .* 22"):
+        generate.greedy(decoder, own, None, None, ids, mask, max_new_tokens=7, eos_id=None)
 
 
 def test_what_cannot_be_answered_is_said():
@@ -183,6 +249,26 @@ def test_what_cannot_be_answered_is_said():
     short = Decoder(DecoderConfig("gpt2", VOCABULARY, 1, 8, 1, max_positions=10))
     params = jax.eval_shape(lambda: short.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
     ids, mask = generate.pad_prompts(PROMPTS)
+
+    def answers(p, mask, **options):
+        return generate.sample(short, p["params"], None, None, ids, mask, jax.random.key(0),
+                               **{"max_new_tokens": 4, "eos_id": None} | options)
+
     with pytest.raises(UserError, match="8 positions and an answer of 4 do not fit.*10"):
-        jax.eval_shape(lambda p: generate.greedy(short, p["params"], None, None, ids, mask,
-                                                 max_new_tokens=4, eos_id=None), params)
+        jax.eval_shape(answers, params, mask)
+    for options, message in (({"temperature": -0.5}, "temperature is -0.5; give 0"),
+                             ({"temperature": float("nan")}, "temperature is nan"),
+                             ({"max_new_tokens": 0}, "max_new_tokens is 0")):
+        with pytest.raises(UserError, match=message):
+            answers(params, mask, **options)
+    with pytest.raises(UserError, match="beams is 0"):
+        generate.beam(short, params, None, None, ids, mask, max_new_tokens=2, eos_id=None, beams=0)
+
+
+def test_a_forward_pass_beyond_the_learned_positions_is_refused():
+    short = Decoder(DecoderConfig("gpt2", VOCABULARY, 1, 8, 1, max_positions=10))
+    key = jax.random.key(0)
+    jax.eval_shape(lambda: short.init(key, jnp.zeros((1, 10), jnp.int32)))
+    with pytest.raises(ValueError, match="11 positions, the backbone has 10"):
+        jax.eval_shape(lambda: short.init(key, jnp.zeros((1, 9), jnp.int32),
+                                          prefix=jnp.zeros((1, 2, 8))))
