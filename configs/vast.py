@@ -15,6 +15,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.captions.corpora = "vast,msrvtt,audiocaps,youcook2:1000"  # NAME or NAME:CLIPS
     config.captions.annotations = ""  # a VAST-27M annotation file of your own, instead of corpora
     config.captions.features = ""  # folder of its clips' vectors, e.g. vision.npz by clip id
+    config.captions.clips = 0  # drawn by a hash of their videos' names; 0: all
     config.captions.featuriser = "hashed-ngrams-v1"  # of texts that are inputs; or an encoder's dir
     config.captions.feature_width = 256  # numbers
     config.captions.simulated_clips = 1200  # where there are no real ones
@@ -54,7 +55,8 @@ def get_config(variant: str = "cpu") -> ConfigDict:
 
 def _literal(config: ConfigDict) -> None:
     """The paper's own values, where it gives one."""
-    config.captions.corpora = "vast"  # the paper: 9,680 clips, of captions.annotations
+    config.captions.corpora = "vast"  # 120 clips, unless captions.annotations has more
+    config.captions.clips = 9680  # as many as the paper takes of VAST-27M
     config.captions.max_tokens = 70  # (GRAM's configuration of VAST)
     config.captions.feature_width = 1024
     config.captions.val_rows = 200

@@ -264,7 +264,10 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionsConfig:
-    """The captioning task: its data, the length of its targets and how they are scored."""
+    """The captioning task: its data, the length of its targets and how they are scored.
+
+    Without ``clips``, which runs of before do not have, or with 0 all clips are taken.
+    """
 
     corpora: str
     annotations: str
@@ -279,14 +282,16 @@ class CaptionsConfig:
     shown: int
     bertscore: str
     pretrain_steps: int
+    clips: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "clips", self.clips or None)  # one value says "all"
         for name in ("feature_width", "simulated_clips", "vocabulary", "max_tokens", "val_rows",
                      "pretrain_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"captions.{name} is {getattr(self, name)}; give a positive number")
-        for name in ("test_every", "shown"):
-            if getattr(self, name) < 0:
+        for name in ("test_every", "shown", "clips"):
+            if (getattr(self, name) or 0) < 0:
                 raise UserError(f"captions.{name} is {getattr(self, name)}; give 0 or a positive "
                                 "number")
 

@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mlecs_jax.data.featurise import Featuriser
+from mlecs_jax.data.records import records
 from mlecs_jax.data.samples import Samples
-from mlecs_jax.data.vast import Clip, hidden, read_annotations, read_records, reveals, samples_of
+from mlecs_jax.data.vast import Clip, drawn, hidden, read_annotations, reveals, samples_of
 from mlecs_jax.errors import UserError
 
 OTHER_CAPTIONS = 5
@@ -34,7 +35,7 @@ def _vast(folder: Path) -> Iterable[Clip]:
 
 
 def _msrvtt(folder: Path) -> Iterable[Clip]:
-    for record in read_records(folder / "msrvtt1k_omni.json"):
+    for record in records(folder / "msrvtt1k_omni.json"):
         target = record["desc"].strip()
         others = [caption for caption in dict.fromkeys(map(str.strip, record["all_desc"]))
                   if not reveals(caption, target) and not reveals(target, caption)]
@@ -45,14 +46,14 @@ def _msrvtt(folder: Path) -> Iterable[Clip]:
 
 
 def _audiocaps(folder: Path) -> Iterable[Clip]:
-    for record in read_records(folder / "audiocaps_omni.json"):
+    for record in records(folder / "audiocaps_omni.json"):
         yield Clip(record["youtube_id"], record["youtube_id"], "audiocaps",
                    (record["visual_desc_molmo"], record["audio_desc_gama"], ""), record["caption"])
 
 
 def _youcook2(folder: Path) -> Iterable[Clip]:
     for part in ("train", "test"):
-        for record in read_records(folder / f"youcook2_{part}.json"):
+        for record in records(folder / f"youcook2_{part}.json"):
             clip = record["video_id"]  # VIDEO_BEGIN_END
             yield Clip(clip, clip.rsplit("_", 2)[0], "youcook2", ("", "", record["subtitle"]),
                        record["desc"])
@@ -85,36 +86,45 @@ def parse_corpora(text: str) -> dict[str, int]:
     return wanted
 
 
-def is_available(folder: Path, corpora: Iterable[str]) -> bool:
-    """Whether every file of the named corpora is in the folder."""
-    return all((folder / file).is_file() for name in corpora
-               for file in CORPORA[name][0])
+def missing(folder: Path, corpora: Iterable[str]) -> list[str]:
+    """Names of the corpora's files that are not in the folder."""
+    return [file for name in corpora for file in CORPORA[name][0] if not (folder / file).is_file()]
 
 
-def load(folder: Path, corpora: Mapping[str, int], featurise: Featuriser) -> Samples:
+def load(
+    folder: Path, corpora: Mapping[str, int], featurise: Featuriser, count: int = 0
+) -> Samples:
     """The named corpora, one after the other; a stratum each.
 
     Args:
       folder: the annotation files.
       corpora: names out of :data:`CORPORA` and how many clips of each at most, whole videos in
         the order of a hash of their names; 0 takes all.
+      count: how many clips of all corpora together at most, see :func:`vast.drawn`; 0 takes all.
 
     Raises:
       UserError: a file that is missing or of another format.
     """
     clips = [clip for name, limit in corpora.items()
              for clip in _limited(read_corpus(folder, name), limit)]
-    return samples_of(clips, "omni_caption", featurise)
+    return samples_of(drawn(clips, count), "omni_caption", featurise)
 
 
 def read_corpus(folder: Path, name: str) -> list[Clip]:
-    """All clips of a corpus that have a caption, without inputs that reveal it."""
+    """All clips of a corpus that have a caption, without inputs that reveal it.
+
+    Raises:
+      UserError: a file that cannot be read, or a record of another format.
+    """
+    where = f"{folder}/{CORPORA[name][0][0]}"
     try:
-        clips = list(CORPORA[name][1](folder))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder}/{CORPORA[name][0][0]}: a record lacks {error}; the format is "
-                        "described in docs/captions.md") from None
-    return [hidden(clip) for clip in clips if clip.caption.strip()]
+        return [hidden(clip) for clip in CORPORA[name][1](folder) if clip.caption.strip()]
+    except KeyError as error:
+        raise UserError(f"{where}: a record lacks {error}; the format is described in "
+                        "docs/captions.md") from None
+    except (TypeError, AttributeError):
+        raise UserError(f"{where}: a record has null or something else in the place of text; the "
+                        "format is described in docs/captions.md") from None
 
 
 def _limited(clips: list[Clip], limit: int) -> list[Clip]:

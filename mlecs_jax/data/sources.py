@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from mlecs_jax.config import CaptionsConfig, DataConfig
@@ -59,17 +60,21 @@ def _captions(config: DataConfig, captions: CaptionsConfig) -> Samples:
     featurise = featuriser(captions.featuriser, captions.feature_width)
     folder = paths.data_dir() / "omni_caption"
     corpora = omni_caption.parse_corpora(captions.corpora)
+    count = captions.clips or 0
     if config.source != "simulated" and captions.annotations:
         features = Path(captions.features).expanduser() if captions.features else None
-        return vast.load(Path(captions.annotations).expanduser(), features, featurise)
+        return vast.load(Path(captions.annotations).expanduser(), features, featurise, count)
     if captions.features:
         raise UserError("captions.features needs captions.annotations, the clips they belong to")
-    there = omni_caption.is_available(folder, corpora)
-    if config.source == "simulated" or (config.source == "auto" and not there):
+    missing = omni_caption.missing(folder, corpora)
+    if missing and config.source == "real":
+        raise UserError(f"{folder} lacks {', '.join(missing)} of captions.corpora="
+                        f"{captions.corpora} (docs/captions.md); set MLECS_DATA_DIR, or "
+                        "--config.captions.annotations to a VAST-27M annotation file")
+    if config.source == "simulated" or missing:
+        if config.source == "auto" and folder.is_dir():  # someone has put data there
+            print(f"{folder} lacks {', '.join(missing)}: captions are simulated; leave the corpus "
+                  "out of captions.corpora to use the others", file=sys.stderr, flush=True)
         return captions_simulated.load(seed=config.simulated_seed,
                                        num_clips=captions.simulated_clips, featurise=featurise)
-    if not there:
-        raise UserError(f"{folder} lacks annotation files of {captions.corpora} "
-                        "(docs/captions.md); set MLECS_DATA_DIR, or --config.captions.annotations "
-                        "to a VAST-27M annotation file")
-    return omni_caption.load(folder, corpora, featurise)
+    return omni_caption.load(folder, corpora, featurise, count)

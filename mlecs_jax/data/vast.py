@@ -13,21 +13,26 @@ vectors of the clips these are the inputs; otherwise the captions of a modality 
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
+import heapq
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlecs_jax.data import clip_features
 from mlecs_jax.data.featurise import Featuriser
 from mlecs_jax.data.hashed_ngrams import joined
+from mlecs_jax.data.records import records
 from mlecs_jax.data.samples import Samples
 from mlecs_jax.errors import UserError
 
 MODALITIES = ("vision", "audio", "subtitle")
-FEATURE_FILES = (".npz", ".safetensors")
+_FIELDS = ("clip_id", "vision_cap", "audio_cap", "subtitle", "vast_cap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,78 +54,129 @@ class Clip:
     caption: str
 
 
-def read_annotations(path: Path) -> list[Clip]:
-    """Clips of a VAST-27M annotation file; records without a caption are left out.
+def read_annotations(path: Path) -> Iterator[Clip]:
+    """Clips of a VAST-27M annotation file, one at a time; records without a caption are left out.
 
     Raises:
-      UserError: the file cannot be read or a record lacks a field.
+      UserError: the file cannot be read, or a record lacks a field or has null in the place of
+        text.
     """
-    clips = []
-    for number, record in enumerate(read_records(path)):
-        try:
-            texts = (joined(record["vision_cap"]), joined(record["audio_cap"]),
-                     str(record["subtitle"] or "").strip())
-            clip, caption = str(record["clip_id"]), str(record["vast_cap"]).strip()
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: record {number} lacks {error}; a VAST-27M record has "
-                            "clip_id, vision_cap, audio_cap, subtitle and vast_cap") from None
-        if caption:
-            video = str(record.get("url") or clip.rpartition(".")[0] or clip)
-            clips.append(hidden(Clip(clip, video, "vast", texts, caption)))
-    if not clips:
-        raise UserError(f"{path} holds no captioned clip; give a VAST-27M annotation file")
-    return clips
+    for number, record in enumerate(records(path)):
+        clip = _clip(record, f"{path}: record {number}")
+        if clip.caption:
+            yield hidden(clip)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON list, or of a file with one JSON object a line.
-
-    Raises:
-      UserError: the file cannot be read, or holds something else.
-    """
-    try:
-        text = path.read_text("utf-8")
-        records = (json.loads(text) if text.lstrip().startswith("[")
-                   else [json.loads(line) for line in text.splitlines() if line.strip()])
-    except (OSError, ValueError) as error:
-        raise UserError(f"annotations {path} cannot be read ({error}); give a JSON list, or one "
-                        "JSON object a line") from None
-    if not all(isinstance(record, dict) for record in records):
-        raise UserError(f"annotations {path} hold something else than objects; give a JSON list "
-                        "of records")
-    return records
+def _clip(record: Mapping[str, Any], where: str) -> Clip:
+    missing = [name for name in _FIELDS if name not in record]
+    if missing:
+        raise UserError(f"{where} lacks '{missing[0]}'; a VAST-27M record has "
+                        f"{', '.join(_FIELDS[:-1])} and {_FIELDS[-1]}")
+    seen, heard = (_sentences(record[name], f"{where}: {name}")
+                   for name in ("vision_cap", "audio_cap"))
+    said, caption = (_text(record[name] or "", f"{where}: {name}")
+                     for name in ("subtitle", "vast_cap"))
+    name = _text(record["clip_id"], f"{where}: clip_id")
+    video = str(record.get("url") or name.rpartition(".")[0] or name)
+    return Clip(name, video, "vast", (seen, heard, said), caption)
 
 
-def load(annotations: Path, features: Path | None, featurise: Featuriser) -> Samples:
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where} is {_short(value)}; give a text")
+    return value.strip()
+
+
+def _sentences(value: Any, where: str) -> str:
+    """Captions of a modality, a text or a list of texts, as one text."""
+    lines = [value] if isinstance(value, str) else value
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise UserError(f"{where} is {_short(value)}; give a list of texts, [] where there is "
+                        "none")
+    return joined(lines)
+
+
+def _short(value: Any) -> str:
+    return "null" if value is None else repr(value)[:40]
+
+
+def drawn(clips: Iterable[Clip], count: int) -> list[Clip]:
+    """At most ``count`` clips (0: all), video by video in the order of a hash of the videos' names:
+    a draw that is the same on every machine, and holds no more clips than it gives."""
+    if not count:
+        return list(clips)
+
+    def place(numbered: tuple[int, Clip]) -> tuple[bytes, int]:
+        number, clip = numbered
+        return hashlib.sha256(clip.video.encode()).digest(), number
+
+    chosen = heapq.nsmallest(count, enumerate(clips), key=place)
+    return [clip for _, clip in sorted(chosen, key=lambda numbered: numbered[0])]
+
+
+def load(
+    annotations: Path, features: Path | None, featurise: Featuriser, count: int = 0
+) -> Samples:
     """A user's VAST-27M clips as samples.
 
     Args:
       annotations: the JSON file.
       features: folder with ``vision``, ``audio`` and ``subtitle`` vectors, each as ``NAME.npz`` or
         ``NAME.safetensors`` with one array per clip id, or as a folder ``NAME/CLIP_ID.npy``. A
-        clip that is not among them lacks the modality. Without a file of their own, subtitles,
-        which are text, go through ``featurise``; vision and audio are left out. None: all three
-        are the annotations' texts through ``featurise``.
+        clip that is not among them lacks the modality, and one that is in none of the files is left
+        out. Without a file of their own, subtitles, which are text, go through ``featurise``;
+        vision and audio are left out. None: all three are the annotations' texts through
+        ``featurise``.
+      count: how many clips at most, drawn by :func:`drawn`; 0 takes all.
 
     Raises:
-      UserError: unreadable files, features of no clip, or arrays of differing shapes.
+      UserError: unreadable files, no clip, features of no clip, or arrays of differing shapes.
     """
-    clips = read_annotations(annotations)
     if features is None:
+        clips = drawn(read_annotations(annotations), count)
+        _check_any(clips, annotations)
         return samples_of(clips, "vast", featurise)
     if not features.is_dir():
         raise UserError(f"captions.features: {features} is not a folder; it holds one file or "
                         "folder per modality")
-    ids = [clip.clip for clip in clips]
-    found = {name: vectors for name in MODALITIES
-             if (vectors := _read_vectors(features, name, ids)) is not None}
-    if not found:
+    known = {name: found for name in MODALITIES
+             if (found := clip_features.names(features, name)) is not None}
+    if not known:
         raise UserError(f"captions.features: {features} holds no vectors; expected e.g. "
                         "vision.npz with one array per clip id")
-    if "subtitle" not in found:
-        found["subtitle"] = featurise_texts([clip.texts[-1] for clip in clips], featurise)
-    return _assembled(clips, "vast", {name: vectors for name, (vectors, _) in found.items()},
-                      np.stack([there for _, there in found.values()], axis=1))
+    clips = _with_features(annotations, known, count)
+    inputs = {name: clip_features.read(features, name, [clip.clip for clip in clips])
+              for name in known}
+    if "subtitle" not in inputs:
+        inputs["subtitle"] = featurise_texts([clip.texts[-1] for clip in clips], featurise)
+    return _assembled(clips, "vast", {name: vectors for name, (vectors, _) in inputs.items()},
+                      np.stack([there for _, there in inputs.values()], axis=1))
+
+
+def _with_features(
+    annotations: Path, known: Mapping[str, frozenset[str]], count: int
+) -> list[Clip]:
+    """The drawn ones of the clips that have a vector in some file; says how many have none."""
+    some, met = frozenset().union(*known.values()), Counter()
+
+    def has(clip: Clip) -> bool:
+        met[found := clip.clip in some] += 1
+        return found
+
+    clips = drawn(filter(has, read_annotations(annotations)), count)
+    if not met[True] and met[False]:
+        raise UserError(f"captions.features: {', '.join(known)} has none of the {met[False]} "
+                        "clips; its keys must be the annotations' clip_id")
+    _check_any(clips, annotations)
+    if met[False]:
+        print(f"captions.features: {met[False]:,} of {met.total():,} clips have no vector of "
+              f"{', '.join(known)} and are left out", file=sys.stderr, flush=True)
+    return clips
+
+
+def _check_any(clips: Sequence[Clip], annotations: Path) -> None:
+    if not clips:
+        raise UserError(f"{annotations} holds no captioned clip; give a VAST-27M annotation file")
 
 
 def samples_of(
@@ -172,47 +228,3 @@ def reveals(text: str, caption: str) -> bool:
 
 def _plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def _read_vectors(
-    folder: Path, name: str, clips: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Float32 ``[n, *shape]`` and bool ``[n]`` of a modality; None where it has no file."""
-    stored = _open_vectors(folder, name, clips)
-    if stored is None:
-        return None
-    shapes = {vector.shape for vector in stored.values()}
-    if clips and not stored:
-        raise UserError(f"captions.features: {folder}/{name} has none of the {len(clips)} clips; "
-                        "its keys must be the annotations' clip_id")
-    if len(shapes) > 1:
-        raise UserError(f"captions.features: {folder}/{name} has arrays of shapes "
-                        f"{', '.join(map(str, sorted(shapes)[:3]))}; pool them to one shape")
-    vectors = np.zeros((len(clips), *next(iter(shapes), (1,))), np.float32)
-    for row, clip in enumerate(clips):
-        if clip in stored:
-            vectors[row] = stored[clip]
-    return vectors, np.array([clip in stored for clip in clips], bool)
-
-
-def _open_vectors(
-    folder: Path, name: str, clips: Sequence[str]
-) -> dict[str, np.ndarray] | None:
-    """Arrays of the wanted clips by id."""
-    wanted = set(clips)
-    try:
-        if (path := folder / f"{name}.npz").exists():
-            with np.load(path, allow_pickle=False) as stored:
-                return {key: stored[key] for key in stored.files if key in wanted}
-        if (path := folder / f"{name}.safetensors").exists():
-            from safetensors import safe_open
-
-            with safe_open(path, framework="numpy") as stored:
-                return {key: stored.get_tensor(key) for key in stored.keys()
-                        if key in wanted}
-        if (path := folder / name).is_dir():
-            return {clip: np.load(path / f"{clip}.npy", allow_pickle=False) for clip in clips
-                    if (path / f"{clip}.npy").exists()}
-    except Exception as error:  # safetensors raises a type of its own for torn files
-        raise UserError(f"captions.features: {path} cannot be read ({error})") from None
-    return None

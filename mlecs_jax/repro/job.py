@@ -70,6 +70,8 @@ def configuration_key(job: Job, data: Mapping[str, Any]) -> str:
     if isinstance(method, Mapping):
         values["method"] = {k: v for k, v in method.items()
                             if not isinstance(v, Mapping) or k == method.get("name")}
+    if isinstance(captions := values.get("captions"), Mapping) and not captions.get("clips"):
+        values["captions"] = {k: v for k, v in captions.items() if k != "clips"}
     text = json.dumps([job.runner, values, dict(data)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -19,7 +19,7 @@ COUNTS = {"vast": 120, "msrvtt": 1000, "audiocaps": 1867, "youcook2": 12499}
 @pytest.fixture(scope="module")
 def folder(real_data_dir):
     found = real_data_dir / "omni_caption"
-    if not omni_caption.is_available(found, COUNTS):
+    if omni_caption.missing(found, COUNTS):
         pytest.skip("no caption corpora in MLECS_DATA_DIR")
     return found
 
@@ -78,6 +78,9 @@ def test_bad_files_and_names_are_named(tmp_path):
     (tmp_path / "msrvtt1k_omni.json").write_text('[{"video_id": "v0"}]')
     with pytest.raises(UserError, match="a record lacks 'desc'"):
         omni_caption.read_corpus(tmp_path, "msrvtt")
+    write_msrvtt(tmp_path, desc=None)
+    with pytest.raises(UserError, match="a record has null or something else"):
+        omni_caption.read_corpus(tmp_path, "msrvtt")
     for entry in ("coco", "msrvtt:many", "vast,,x:3"):
         with pytest.raises(UserError, match="captions.corpora: cannot read"):
             omni_caption.parse_corpora(entry)
@@ -95,14 +98,18 @@ def options(**changes):
     return config.data, config.captions
 
 
-def test_source_auto_takes_real_captions_where_they_are(tmp_path, monkeypatch):
+def test_source_auto_takes_real_captions_where_they_are(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLECS_DATA_DIR", str(tmp_path))
     assert sources.load(*options()).source == "simulated"
+    assert not capsys.readouterr().err  # nobody has put data there
     (tmp_path / "omni_caption").mkdir()
     write_msrvtt(tmp_path / "omni_caption")
     samples = sources.load(*options(captions__corpora="msrvtt"))
     assert samples.source == "real" and samples.name == "omni_caption" and len(samples) == 1
-    with pytest.raises(UserError, match="lacks annotation files of vast"):
+    assert sources.load(*options(captions__corpora="msrvtt,youcook2")).source == "simulated"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lacks youcook2_train.json, youcook2_test.json: captions are simulated" in line
+    with pytest.raises(UserError, match="lacks vast27m_sample120.json of captions.corpora=vast"):
         sources.load(*options(captions__corpora="vast", data__source="real"))
 
 
@@ -112,7 +119,8 @@ def test_options_that_do_not_fit_are_named(tmp_path):
         sources.load(data, None)
     with pytest.raises(UserError, match="captions.features needs captions.annotations"):
         sources.load(*options(captions__features=str(tmp_path)))
-    for name, value in (("val_rows", 0), ("test_every", -1), ("max_tokens", 0)):
+    for name, value in (("val_rows", 0), ("test_every", -1), ("max_tokens", 0),
+                        ("clips", -1)):
         with pytest.raises(UserError, match=f"captions.{name} is {value}"):
             options(**{f"captions__{name}": value})
-    assert isinstance(captions, CaptionsConfig)
+    assert isinstance(captions, CaptionsConfig) and captions.clips is None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlecs_jax.data import captions_simulated, featurise, vast
+from mlecs_jax.data import captions_simulated, featurise, records, vast
 from mlecs_jax.errors import UserError
 
 HASHED = featurise.featuriser(featurise.HASHED, 32)
@@ -89,8 +89,45 @@ def test_bad_features_are_named(annotations, tmp_path, make, message):
         vast.load(annotations, folder, HASHED)
 
 
+def test_clips_without_any_vector_are_left_out_and_counted(annotations, tmp_path, capsys):
+    np.savez(tmp_path / "vision.npz", **{"v0.0": np.ones(3), "v1.3": np.ones(3)})
+    np.savez(tmp_path / "audio.npz", **{"v0.0": np.ones(2), "v2.4": np.ones(2)})
+    samples = vast.load(annotations, tmp_path, HASHED)
+    assert [text.split()[3] for text in samples.texts] == ["0", "3", "4"]
+    assert samples.present[:, :2].tolist() == [[True, True], [True, False], [False, True]]
+    assert "3 of 6 clips have no vector of vision, audio" in capsys.readouterr().err
+
+
+def test_a_part_of_the_clips_is_drawn_and_the_same_for_everyone(tmp_path, annotations):
+    path = tmp_path / "many.json"
+    path.write_text(json.dumps([record(i) for i in range(200)]))
+    part = vast.load(path, None, HASHED, 31)
+    assert len(part) == 31 and len(set(part.texts)) == 31
+    numbers = [int(text.split()[3]) for text in part.texts]
+    assert numbers == sorted(numbers) and max(numbers) > 100  # not the first ones
+    videos = np.bincount([number // 2 for number in numbers])
+    assert (videos == 1).sum() == 1  # whole videos, but the last
+    path.write_text(json.dumps([record(i) for i in reversed(range(200))]))
+    again = vast.load(path, None, HASHED, 30)
+    assert set(again.texts) < set(part.texts)  # a smaller draw is part of a larger one
+    assert len(vast.load(annotations, None, HASHED, 9680)) == 6
+
+
+def test_records_longer_than_what_is_read_at_a_time(annotations, monkeypatch):
+    whole = list(records.records(annotations))
+    monkeypatch.setattr(records, "CHUNK", 7)
+    assert list(records.records(annotations)) == whole and len(whole) == 6
+
+
 @pytest.mark.parametrize("content,message", [
     ("{torn", "cannot be read"), ("[1]", "something else than objects"),
+    (json.dumps([record(0)])[:-1], "cannot be read"), ("[] []", "text behind the list"),
+    (json.dumps([record(0, vision_cap=None)]), "record 0: vision_cap is null; give a list"),
+    (json.dumps([record(0), record(1, audio_cap=["a", None])]),
+     r"record 1: audio_cap is \['a', None\]; give a list of texts"),
+    (json.dumps([record(0, clip_id=None)]), "clip_id is null; give a text"),
+    (json.dumps([record(0, subtitle=["a"])]), "subtitle is .'a'.; give a text"),
+    (json.dumps([record(0, vast_cap=None)]), "no captioned clip"),
     ('[{"clip_id": "a"}]', "record 0 lacks 'vision_cap'"), ("[]", "no captioned clip")])
 def test_bad_annotations_are_named(tmp_path, content, message):
     (tmp_path / "a.json").write_text(content)
