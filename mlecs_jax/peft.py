@@ -34,6 +34,9 @@ _UNSUPPORTED = (("use_dora", (False, None)), ("use_rslora", (False, None)),
                 ("bias", ("none", None)), ("lora_bias", (False, None)),
                 ("modules_to_save", (None, [])), ("alpha_pattern", ({}, None)),
                 ("trainable_token_indices", (None,)), ("use_qalora", (False, None)))
+# Ways to begin that leave the base model as it is; others (PiSSA, OLoRA, CorDA, LoftQ) take the
+# adapter's first value out of its weights.
+_HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 Path_ = tuple[str, ...]
 
 
@@ -94,6 +97,10 @@ def load(directory: str | Path, config: DecoderConfig) -> tuple[Lora, LoraConfig
         if values.get(key) not in harmless:
             raise UserError(f"{directory / CONFIG}: {key} = {values[key]} is not supported; use a "
                             "plain LoRA adapter, or merge it into its base model")
+    if values.get("init_lora_weights") not in _HARMLESS_INITS:
+        raise UserError(f"{directory / CONFIG}: init_lora_weights = {values['init_lora_weights']} "
+                        "changes the base model; save it with path_initial_model_for_weight_"
+                        "conversion, or merge it into its base model")
     kernels = _kernels(config)
     layers: dict[Path_, dict[str, np.ndarray]] = {}
     with hf_files.open_tensors(directory / WEIGHTS) as opened:

@@ -69,6 +69,8 @@ def test_any_tree_makes_the_round_trip_exactly(tmp_path):
     ({"use_dora": True}, "use_dora = True"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     ({"lora_alpha": None}, "lora_alpha"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = pissa_niter_4 changes the base"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights = olora changes the base"),
 ])
 def test_adapters_of_another_kind_are_refused(tmp_path, values, message):
     folder = Path(shutil.copytree(GOLDEN / "gpt2/adapter", tmp_path / "a"))

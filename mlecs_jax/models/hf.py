@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,14 @@ from mlecs_jax.models.hf_files import CONFIG, INDEX, WEIGHTS, Location
 from mlecs_jax.models.hf_names import Tensor
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-UNUSED_ROWS = 1024  # of an embedding, that no token of its own tokenizer needs
+BESIDE_TOKENIZER = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+                    "added_tokens.json", "chat_template.jinja")
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Rows of an embedding that no token of its own tokenizer needs. In use: 143 (GPT-J), up to 418
+# (Qwen2), of large vocabularies 2.4 % (100,015 tokens in 102,400 rows).
+UNUSED_ROWS, UNUSED_SHARE = 512, 1 / 32
 Placement = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
+end_ids = hf_config.end_ids
 
 
 def load(
@@ -53,7 +60,7 @@ def load(
       UserError: no such checkpoint, an architecture that is not supported, a pickle, a damaged
         file, or a missing, unexpected or mis-shaped tensor, by name.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     config = hf_config.read(directory, scan_layers)
     model = Decoder(config, lora_config or LoraConfig())
     shapes = jax.eval_shape(
@@ -87,13 +94,36 @@ def load_tokenizer(directory: str | Path) -> Any:
 
     Raises:
       UserError: none there, an empty one, or one of another model: a token beyond the embedding's
-        rows, or far fewer tokens than rows.
+        rows, fewer tokens than padding accounts for, or a begin or end of text in the model's
+        config that is an ordinary token.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
+    tokenizer = read_tokenizer(directory)
+    values = hf_files.read_json(directory / CONFIG)
+    rows, highest = values.get("vocab_size"), max(tokenizer.get_vocab().values())
+    if not isinstance(rows, int) or not (
+            highest < rows <= highest + 1 + max(UNUSED_ROWS, rows * UNUSED_SHARE)):
+        raise UserError(f"the tokenizer in {directory} has token ids up to {highest}, the model "
+                        f"{rows} rows for them; it is another model's tokenizer")
+    known = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    for name in SPECIAL[:2]:
+        for token in hf_config.token_ids(values.get(name)):
+            # One beyond the rows is a default that nobody set.
+            if token < rows and token not in known:
+                raise UserError(f"{directory / CONFIG} has {name} {token}, which is no special "
+                                "token of the tokenizer there; it is another model's tokenizer")
+    return tokenizer
+
+
+def read_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a directory that need not hold a model.
+
+    Raises:
+      UserError: none there, or an empty one.
+    """
     if not any((directory / name).exists() for name in TOKENIZER_FILES):
         raise UserError(f"{directory} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); copy the "
                         "checkpoint's tokenizer files into it")
-    rows = hf_files.read_json(directory / CONFIG).get("vocab_size")
     from transformers import AutoTokenizer  # seconds to import
 
     try:
@@ -101,33 +131,35 @@ def load_tokenizer(directory: str | Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"the tokenizer in {directory} cannot be read "
                         f"({' '.join(str(error).split())}); copy its files again") from None
-    tokens = tokenizer.get_vocab()
-    if not tokens or not tokenizer.encode("a b", add_special_tokens=False):
+    if not tokenizer.get_vocab() or not tokenizer.encode("a b", add_special_tokens=False):
         raise UserError(f"the tokenizer in {directory} is empty; copy its files again")
-    highest = max(tokens.values())
-    if not isinstance(rows, int) or not highest < rows <= max(2 * highest, highest + UNUSED_ROWS):
-        raise UserError(f"the tokenizer in {directory} has token ids up to {highest}, the model "
-                        f"{rows} rows for them; it is another model's tokenizer")
     return tokenizer
 
 
 def save(
     directory: str | Path, config: DecoderConfig, params: Params, *, tokenizer: Any = None,
-    shard_bytes: int = 5 * 10**9,
+    source: str | Path | None = None, shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a directory that :func:`load`, and transformers, read.
+    """Writes a directory that :func:`load`, and transformers, read; weights there before go.
 
-    With adapters: ``save(directory, config, lora.merge(params, adapters, alpha))``.
+    With adapters: ``save(directory, config, lora.merge(params, adapters, alpha), source=base)``.
 
     Args:
       params: of this config, stacked layers or not; each leaf keeps its dtype.
-      tokenizer: saved beside the weights if given; its end-of-sequence token goes to the config.
+      tokenizer: saved beside the weights if given; the tokens that begin and end its texts go to
+        the config.
+      source: checkpoint that these parameters come from; the files of its tokenizer and generation
+        settings are copied, and its special tokens' ids are kept.
       shard_bytes: files are split so that none is larger, unless a single tensor is.
 
     Raises:
-      UserError: the directory cannot be written.
+      UserError: the directory cannot be written, the source cannot be read, or it is given beside a
+        tokenizer.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
+    if source is not None and tokenizer is not None:
+        raise UserError("give hf.save a tokenizer or the source to take it from, not both")
+    special = _special(tokenizer, None if source is None else Path(source).expanduser())
     leaves = hf_names.flatten(params)
     shards: list[list[Tensor]] = [[]]
     room = shard_bytes
@@ -140,6 +172,8 @@ def save(
         room -= size
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        for stale in (directory / INDEX, *directory.glob("model*.safetensors")):
+            stale.unlink(missing_ok=True)  # an old index would hide what is written now
         index = {}
         for i, tensors in enumerate(shards):
             file = (WEIGHTS if len(shards) == 1 else
@@ -153,11 +187,28 @@ def save(
                 {"metadata": {"total_size": total}, "weight_map": index}, indent=1))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(directory))
-        values = hf_config.to_hf(config, str(next(iter(leaves.values())).dtype),
-                                 None if tokenizer is None else tokenizer.eos_token_id)
+        if source is not None:
+            _copy_beside_weights(Path(source).expanduser(), directory)
+        values = hf_config.to_hf(config, str(next(iter(leaves.values())).dtype), special)
         (directory / CONFIG).write_text(json.dumps(values, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{directory} cannot be written ({error})") from None
+
+
+def _special(tokenizer: Any, source: Path | None) -> dict[str, Any]:
+    """Special tokens' ids as ``config.json`` has them."""
+    if source is not None:
+        values = hf_files.read_json(source / CONFIG)
+        return {name: values[name] for name in SPECIAL if name in values}
+    return {} if tokenizer is None else {name: getattr(tokenizer, name) for name in SPECIAL[:2]}
+
+
+def _copy_beside_weights(source: Path, directory: Path) -> None:
+    """Copies the files of a tokenizer, and how it is to be answered with."""
+    for name in (*TOKENIZER_FILES, *BESIDE_TOKENIZER, hf_config.GENERATION):
+        path = source / name
+        if path.exists() and path.resolve() != (directory / name).resolve():
+            shutil.copyfile(path, directory / name)
 
 
 def _stored_value(config: DecoderConfig, leaf: Any, tensor: Tensor) -> np.ndarray:

@@ -11,6 +11,7 @@ from mlecs_jax.models.decoder import DecoderConfig, Family
 from mlecs_jax.models.hf_files import CONFIG, read_json
 from mlecs_jax.models.layers import RopeScaling
 
+GENERATION = "generation_config.json"
 DEEP = 12  # layers above which a loaded decoder scans over them: unrolled, compiling takes minutes
 ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
                     "gelu_fast": "gelu_tanh", "gelu": "gelu", "silu": "silu", "swish": "silu",
@@ -37,7 +38,7 @@ def read(directory: Path, scan_layers: bool | None = None) -> DecoderConfig:
     Raises:
       UserError: an architecture or option this decoder does not have, or a missing value.
     """
-    path = directory / CONFIG
+    path = directory.expanduser() / CONFIG
     values = read_json(path)
     kind = values.get("model_type")
     if kind not in ARCHITECTURES:
@@ -106,20 +107,49 @@ def _scaling(values: Mapping[str, Any], path: Path) -> RopeScaling | None:
     if kind not in ("linear", "llama3"):
         raise UserError(f"{path}: rotary scaling '{kind}' is not supported; default, linear and "
                         "llama3 are")
+
+    def get(key: str) -> float:
+        if values.get(key) is None:
+            raise UserError(f"{path}: '{key}' of the {kind} rotary scaling is missing; copy the "
+                            "checkpoint's own config.json")
+        return float(values[key])
+
     if kind == "linear":
-        return RopeScaling("linear", float(values["factor"]))
-    return RopeScaling("llama3", float(values["factor"]), float(values["low_freq_factor"]),
-                       float(values["high_freq_factor"]),
-                       int(values["original_max_position_embeddings"]))
+        return RopeScaling("linear", get("factor"))
+    return RopeScaling("llama3", get("factor"), get("low_freq_factor"), get("high_freq_factor"),
+                       int(get("original_max_position_embeddings")))
 
 
-def to_hf(config: DecoderConfig, dtype: str, eos_token_id: int | None) -> dict[str, Any]:
+def token_ids(value: Any) -> tuple[int, ...]:
+    """Token ids of a ``bos_token_id`` or ``eos_token_id``: a number, several, or none."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool))
+
+
+def end_ids(directory: str | Path) -> tuple[int, ...]:
+    """The tokens that end an answer of a checkpoint, as transformers has them: those of
+    ``generation_config.json``, else of ``config.json``. Chat models list several.
+
+    Raises:
+      UserError: no such checkpoint, or one that names none.
+    """
+    directory = Path(directory).expanduser()
+    files = [directory / GENERATION] if (directory / GENERATION).exists() else []
+    for path in (*files, directory / CONFIG):
+        if found := token_ids(read_json(path).get("eos_token_id")):
+            return found
+    raise UserError(f"{directory / CONFIG} names no eos_token_id, so no answer would end; use its "
+                    "tokenizer's")
+
+
+def to_hf(
+    config: DecoderConfig, dtype: str, special: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The values of ``config.json`` that describe a decoder.
 
     Args:
       dtype: of the weights, e.g. ``float32``.
-      eos_token_id: token that ends a text, also given as the one that begins it; None leaves
-        both out.
+      special: ``bos_token_id`` and the like; those that begin and end a text are null unless given.
     """
     c = config
     hf_name = {own: name for name, own in reversed(ACTIVATION_NAMES.items())}
@@ -127,7 +157,7 @@ def to_hf(config: DecoderConfig, dtype: str, eos_token_id: int | None) -> dict[s
     values: dict[str, Any] = {
         "architectures": [ARCHITECTURES[c.family]], "model_type": c.family, "dtype": dtype,
         "vocab_size": c.vocab_size, "tie_word_embeddings": c.tied_head,
-        "bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
+        "bos_token_id": None, "eos_token_id": None} | dict(special or {})
     if not c.gated:
         values |= {"n_layer": c.num_layers, "n_embd": c.width, "n_head": c.num_heads,
                    "n_positions": c.max_positions, "n_inner": c.mlp_width,

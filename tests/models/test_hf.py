@@ -150,6 +150,8 @@ def test_tensors_that_do_not_fit_are_named(copy, change, message):
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
     ("gpt2", {"activation_function": "mish"}, "activation 'mish'"),
     ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rotary scaling 'yarn'"),
+    ("llama", {"rope_parameters": {"rope_type": "linear"}}, "'factor' of the linear rotary sca"),
+    ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "'low_freq_factor'"),
     ("qwen2", {"use_sliding_window": True}, "use_sliding_window = True"),
 ])
 def test_configs_beyond_this_decoder_are_refused(copy, name, change, message):
@@ -217,7 +219,78 @@ def test_a_tokenizer_goes_out_and_comes_back(tmp_path):
     ours = tokenizer([f"w{i}" for i in range(60)])
     hf.save(tmp_path, model.config, params, tokenizer=ours)
     assert hf.load_tokenizer(tmp_path).get_vocab() == ours.get_vocab()
-    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 0
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert (written["bos_token_id"], written["eos_token_id"]) == (None, 0)  # it begins with none
+
+
+def with_tokenizer(directory, words, **values):
+    """A directory with a tokenizer of so many words, and values of its config changed."""
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | values))
+    tokenizer([f"w{i}" for i in range(words)]).save_pretrained(directory)
+    return directory
+
+
+def test_what_a_source_has_beside_its_weights_goes_along(copy, tmp_path):
+    """A merged export of a chat model: begin, several ends, tokenizer and generation settings."""
+    source = with_tokenizer(copy("llama"), 60, bos_token_id=3, eos_token_id=[0, 4])
+    (source / "generation_config.json").write_text('{"eos_token_id": [0, 4, 5]}')
+    assert hf.end_ids(source) == (0, 4, 5)
+    model, params = hf.load(source)
+    out = tmp_path / "merged"
+    hf.save(out, model.config, params, source=source)
+    written = json.loads((out / "config.json").read_text())
+    assert (written["bos_token_id"], written["eos_token_id"]) == (3, [0, 4])
+    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    for name in names:
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    (out / "generation_config.json").unlink()
+    assert hf.end_ids(out) == (0, 4)
+    (out / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="names no eos_token_id"):
+        hf.end_ids(out)
+    with pytest.raises(UserError, match="not both"):
+        hf.save(out, model.config, params, source=source, tokenizer=tokenizer(["a", "b"]))
+
+
+def test_weights_of_before_do_not_stay(tmp_path):
+    """Several files and their index, then one file, then several again."""
+    (model, params), _ = golden("gpt2")
+    other = jax.tree.map(lambda x: x + 1, params)
+    (tmp_path / "notes.safetensors").touch()
+    for written, shard_bytes in ((params, 20_000), (other, 10**9), (params, 30_000)):
+        hf.save(tmp_path, model.config, written, shard_bytes=shard_bytes)
+        jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path)[1], written)
+        found = {path.name for path in tmp_path.glob("model*.safetensors")}
+        index = tmp_path / "model.safetensors.index.json"
+        assert found == (set(json.loads(index.read_text())["weight_map"].values())
+                         if index.exists() else {"model.safetensors"})
+    assert (tmp_path / "notes.safetensors").exists()
+
+
+def test_a_home_directory_is_found(monkeypatch):
+    monkeypatch.setenv("HOME", str(GOLDEN))
+    assert hf.load("~/gpt2")[0].config == golden("gpt2")[0][0].config
+    assert zoo.decoder_config("hf:~/gpt2", 60) == golden("gpt2")[0][0].config
+
+
+@pytest.mark.parametrize(("words", "rows"), [
+    (60, 64), (606, 1024), (1500, 1500), (100_015, 102_400)])
+def test_rows_that_only_pad_the_vocabulary_are_taken(copy, words, rows):
+    directory = with_tokenizer(copy("gpt2"), words, vocab_size=rows, bos_token_id=None,
+                               eos_token_id=50256 if rows < 50256 else 0)
+    assert len(hf.load_tokenizer(directory)) == words
+
+
+@pytest.mark.parametrize(("words", "values", "message"), [
+    (600, {"vocab_size": 1200}, "token ids up to 599, the model 1200 rows.*another model's"),
+    (30_522, {"vocab_size": 50_257}, "another model's"),
+    (60, {"eos_token_id": 9, "bos_token_id": None}, "has eos_token_id 9, which is no special"),
+    (60, {"bos_token_id": 9}, "has bos_token_id 9, which is no special"),
+])
+def test_a_tokenizer_of_another_model_is_refused(copy, words, values, message):
+    with pytest.raises(UserError, match=message):
+        hf.load_tokenizer(with_tokenizer(copy("gpt2"), words, **{"eos_token_id": 0} | values))
 
 
 def test_missing_empty_and_foreign_tokenizers_are_caught(tmp_path, copy):
