@@ -36,6 +36,7 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
     "fedilora": fedilora.build,
     "co_plms": co_plms.build,
     "localpub": standalone.localpub,
+    "localpub_mixed": standalone.localpub_mixed,
     "private_only": standalone.private_only,
     "fedavg_lora": fedavg_lora.build,
     "centralized": centralized.build,

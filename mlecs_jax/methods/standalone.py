@@ -1,4 +1,4 @@
-"""Nodes that learn apart: the published baseline Standalone and two controls. Nothing is sent.
+"""Nodes that learn apart: the published baseline Standalone and three controls. Nothing is sent.
 
 - ``standalone``: every node minimises L_lb on its own data, devices on private and the server on
   public data, for as many steps as in ML-ECS.
@@ -7,6 +7,9 @@
   their learning rates, but no anchors, no upload, no broadcast. What ML-ECS gains over this control
   is what its communication is worth. It keeps the public labels even where
   ``partition.public_labels=False`` takes them from the other methods: an upper control there.
+- ``localpub_mixed``: the same data in ML-ECS+'s schedule, one stage of as many steps in which every
+  group trains and private batches alternate with labelled public ones. What ML-ECS+ gains over
+  ``localpub`` is in part its schedule; what it gains over this control is communication alone.
 """
 
 from __future__ import annotations
@@ -52,6 +55,11 @@ def private_only(setting: Setting) -> Method:
 def localpub(setting: Setting) -> Method:
     """Devices on labelled public data, then on their own; the server by itself."""
     return _apart(setting, _on_public_then_private(setting), server=True)
+
+
+def localpub_mixed(setting: Setting) -> Method:
+    """Devices on labelled public and private data in turn; the server by itself."""
+    return _apart(setting, _on_public_and_private(setting), server=True)
 
 
 def _apart(setting: Setting, train_devices: TrainDevices, *, server: bool) -> Method:
@@ -110,5 +118,21 @@ def _on_public_then_private(setting: Setting) -> TrainDevices:
             steps=options.train.amt_steps, rates=rounds.private_rates(options, rate),
             weights={"lm": 1.0})
         return devices, {"public": public, "private": private}
+
+    return run
+
+
+def _on_public_and_private(setting: Setting) -> TrainDevices:
+    options = setting.config
+    train = setting.on_devices(device_stage)
+    labelled = setting.topology.to_edge(setting.cloud["public"])
+
+    def run(devices, r, key):
+        devices, losses = train(
+            devices, r, rounds.stage_key(key, r, rounds.PUBLIC),
+            on_public=options.plus.public_share, public=labelled,
+            steps=rounds.local_steps(options),
+            rates=rounds.every_group(rounds.rate_at(options, r)), weights={"lm": 1.0})
+        return devices, {"both": losses}
 
     return run

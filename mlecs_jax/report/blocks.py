@@ -21,7 +21,8 @@ _WORDS = {
 _NAMES = {
     "centralized": "Centralized", "co_plms": "Co-PLMs (approximation)", "ef_lstm": "EF-LSTM",
     "fedavg_lora": "FedAvg-LoRA", "fedilora": "FediLoRA", "fedmllm": "FedMLLM",
-    "lf_lstm": "LF-LSTM", "localpub": "Local + public", "mctn": "MCTN",
+    "lf_lstm": "LF-LSTM", "localpub": "Local + public",
+    "localpub_mixed": "Local + public, mixed", "mctn": "MCTN",
     "mega_ce2": "Mega-CE²", "ml_ecs": "ML-ECS", "ml_ecs_plus": "ML-ECS+",
     "mosei": "CMU-MOSEI", "mosi": "CMU-MOSI", "mult": "MulT, centralised",
     "multi_fedavg": "Multi-FedAvg",

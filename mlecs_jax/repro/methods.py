@@ -6,13 +6,14 @@ from mlecs_jax.errors import UserError
 
 OURS = ("ml_ecs", "ml_ecs_plus")
 PUBLISHED = ("ml_ecs", "standalone", "multi_fedavg", "co_plms", "fedilora", "fedmllm")
-CONTROLS = ("localpub", "private_only", "fedavg_lora", "centralized")
+CONTROLS = ("localpub", "localpub_mixed", "private_only", "fedavg_lora", "centralized")
 ALL = ("ml_ecs", "ml_ecs_plus", *PUBLISHED[1:], *CONTROLS)
 
 NOTES = {
     "ml_ecs_plus": "our own variant",
     "co_plms": "an approximation: its equations are not published in full",
     "localpub": "the same stages and public data, no communication",
+    "localpub_mixed": "ML-ECS+'s schedule and the labelled public data, no communication",
     "private_only": "no public data",
     "centralized": "all data pooled: a ceiling",
 }

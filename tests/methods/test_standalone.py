@@ -1,10 +1,13 @@
 """Nodes apart: what moves, what never does, and ML-ECS without everything."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from tests.methods.rounds import assert_close, assert_equal, build, moved, run
+from mlecs_jax import methods
+from tests.methods.rounds import KEY, assert_close, assert_equal, build, moved, run
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,37 @@ def test_localpub_keeps_its_labels_where_others_lose_them():
         *build(**{"method.name": "localpub", "partition.public_labels": False})[1:], rounds=1)
     assert np.all(losses["devices"]["public"]["lm"] > 0)
     assert_equal(with_labels.devices, without.devices)
+
+
+@pytest.mark.slow
+def test_localpub_mixed_is_ml_ecs_plus_without_communication():
+    """Teacher and LoRA averaging off, all public rows labelled: the same batches in the same order,
+    every group at the same rate, the LLM by itself."""
+    off = {"method.name": "ml_ecs_plus", "plus.distil": 0.0, "plus.lora": False}
+    plus, losses = run(*build(**off)[1:])
+    control, own = run(*build(**{"method.name": "localpub_mixed"})[1:])
+    assert_close(plus.devices, control.devices, atol=1e-5)
+    assert_close(plus.llm, control.server, atol=1e-5)
+    assert_close(losses["devices"]["both"]["lm"], own["devices"]["both"]["lm"], 1e-6)
+    apart, _ = run(*build(**{"method.name": "localpub"})[1:])
+    assert moved(apart.devices[0]["connector"], control.devices[0]["connector"])
+
+
+def test_localpub_mixed_learns_from_labelled_public_rows_alone():
+    """With every batch public, what unlabelled rows show moves nothing, and nothing is sent."""
+    mixed = {"method.name": "localpub_mixed", "plus.public_share": 1.0,
+             "partition.server_labelled": 0.2}
+    setting, method, state = build(**mixed)
+    unlabelled = ~(np.asarray(setting.federation.public.target) >= 0).any(-1)
+    assert unlabelled.mean() > 0.7
+    expected, losses = run(method, state, rounds=1)
+    assert np.all(losses["devices"]["both"]["lm"] > 0)
+    public = setting.cloud["public"]
+    blank = {name: jax.numpy.where(unlabelled.reshape(-1, *(1,) * (x.ndim - 1)), 0, x)
+             for name, x in public.inputs.items()}
+    blind = dataclasses.replace(
+        setting, cloud=setting.cloud | {"public": public.replace(inputs=blank)})
+    method = methods.build(blind)
+    found, _ = run(method, method.init(KEY), rounds=1)
+    assert_equal(expected.devices, found.devices)
+    assert method.communication(state) == {"uplink": 0, "downlink": 0}

@@ -120,14 +120,14 @@ def parsed(*arguments):
 def test_grids_of_the_artefacts():
     asked = parsed("table1", "--seeds=5", "--data=real", "--splits=frame")
     jobs = table1.jobs(asked)
-    assert len(jobs) == 11 * 3 * 5 and len({configuration_key(job, {}) for job in jobs}) == 165
+    assert len(jobs) == 12 * 3 * 5 and len({configuration_key(job, {}) for job in jobs}) == 180
     assert all(job.values["seed"] == job.values["partition"]["seed"] == job.labels["seed"]
                and job.values["data"]["source"] == "real" for job in jobs)
-    assert {job.labels["seed"] for job in jobs[:33]} == {0}  # seed by seed
+    assert {job.labels["seed"] for job in jobs[:36]} == {0}  # seed by seed
     assert asked.command == ("python -m mlecs_jax.repro mlecs table1 --preset=cpu --seeds=5 "
                              "--data=real --dataset=ur_fall --splits=frame")
     few = table2.jobs(parsed("table2", "--seeds=1", "--devices=3,50", "--splits=sequence"))
-    assert [job.labels["num_clients"] for job in few] == [3] * 11 + [50] * 3
+    assert [job.labels["num_clients"] for job in few] == [3] * 12 + [50] * 3
     without = {job.labels["variant"]: job.values["method"] for job in ablation.jobs(
         parsed("ablation", "--seeds=1", "--rho=0.5", "--splits=frame"))}
     assert not without["w/o MMA"]["mma"] and without["w/o MMA"]["ccl"] and without[""]["mma"]
@@ -143,7 +143,7 @@ def test_grids_of_the_artefacts():
     shared = {configuration_key(job, {}) for job in jobs} & {
         configuration_key(job, {}) for job in table2.jobs(parsed(
             "table2", "--seeds=1", "--devices=3", "--splits=frame", "--data=real"))}
-    assert len(shared) == 11
+    assert len(shared) == 12
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
