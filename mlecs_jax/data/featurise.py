@@ -1,7 +1,8 @@
 """Text as feature vectors, for modalities that are given as words (captions, subtitles).
 
 Two named featurisers: ``hashed-ngrams-v1`` needs no files and no fitting, so that the same text
-has the same vector everywhere; a directory of a BERT or RoBERTa encoder gives mean hidden states.
+has the same vector everywhere; a directory of a BERT or RoBERTa encoder gives mean hidden states of
+the layer that says most about meaning.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ def featuriser(name: str, width: int) -> Featuriser:
     """
     if name == HASHED:
         return functools.partial(hashed_ngrams, width=width)
-    if Path(name).is_dir():
-        return functools.partial(_encoder_means, Path(name))
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return functools.partial(_encoder_means, directory)
     raise UserError(f"captions.featuriser is '{name}'; use {HASHED}, or the directory of a BERT or "
                     "RoBERTa encoder")
 
 
 def _encoder_means(directory: Path, texts: Sequence[str]) -> np.ndarray:
-    """Mean last hidden state of a user's encoder over each text's tokens."""
+    """Mean hidden state of a user's encoder over each text's tokens, of the layer that BERTScore's
+    authors recommend for a model of its kind and depth (:data:`bert.BEST_LAYERS`), else the last.
+    """
     from mlecs_jax.metrics.bertscore import load_encoder  # imports jax and transformers
 
-    encoder = load_encoder(directory)
-    means = [states.mean(axis=0) if len(states) else None for states in encoder.embed(texts)]
-    width = next((len(mean) for mean in means if mean is not None), 1)
-    return np.stack([np.zeros(width, np.float32) if mean is None or not text.strip() else mean
-                     for mean, text in zip(means, texts, strict=True)]).astype(np.float32)
+    vectors = load_encoder(directory).means(texts)
+    vectors[[not text.strip() for text in texts]] = 0
+    return vectors

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlecs_jax.data import featurise
 from mlecs_jax.errors import UserError
 from mlecs_jax.metrics import bertscore
 
@@ -15,13 +16,14 @@ VECTORS = {"dog": (1, 0, 0), "cat": (0.8, 0.6, 0), "runs": (0, 0, 1), "rock": (0
 
 
 class Words:
-    """A word's state is its vector, whatever stands around it."""
+    """A word's state is its vector, whatever stands around it; <words> have no weight."""
 
     name = "words"
 
     def embed(self, texts):
-        return [np.array([VECTORS[w] for w in text.split()], np.float32).reshape(-1, 3)
-                for text in texts]
+        return [bertscore.Embedded(
+            np.array([VECTORS[w.strip("<>")] for w in text.split()], np.float32).reshape(-1, 3),
+            np.array(["<" not in w for w in text.split()], bool)) for text in texts]
 
 
 def score(reference, text, baseline=0.0):
@@ -36,6 +38,14 @@ def test_by_hand():
     precision, recall = (0.8 + 1) / 2, (0.8 + 1 + 0.6) / 3
     assert score("dog runs rock", "cat runs") == pytest.approx(
         2 * precision * recall / (precision + recall))
+
+
+def test_what_has_no_weight_may_still_be_matched():
+    """As in the authors' greedy_cos_idf: weights are zero, columns of the similarity stay.
+    'cat' finds the other text's <cat>, 1; 'dog' its 'cat', .8."""
+    precision, recall = 1.0, 0.8
+    assert score("<cat> dog", "cat") == pytest.approx(2 * precision * recall / (1 + 0.8))
+    assert score("<cat> dog", "<cat>") == 0.0
 
 
 def test_baseline_moves_unrelated_texts_to_zero_and_leaves_equal_ones_at_one():
@@ -81,15 +91,56 @@ def encoder_directory(tmp_path):
     return directory
 
 
-def test_an_encoder_directory_gives_states_without_special_tokens(encoder_directory):
+def test_an_encoder_directory_gives_states_and_what_counts(encoder_directory):
     encoder = bertscore.load_encoder(encoder_directory)
     assert encoder.name == "tiny_bert"
-    short, long, again = encoder.embed(["w1 w2", "w3 " * 40, "w1 w2"])
-    assert short.shape == (2, json.loads((encoder_directory / "config.json").read_text())[
-        "hidden_size"])
-    assert len(long) == 14  # model_max_length, less [CLS] and [SEP]
-    np.testing.assert_array_equal(short, again)
+    short, long, again, strange = encoder.embed(["w1 w2", "w3 " * 40, "w1 w2", "w1 zebra"])
+    width = json.loads((encoder_directory / "config.json").read_text())["hidden_size"]
+    assert short.states.shape == (4, width)  # with [CLS] and [SEP], which have no weight
+    assert short.counts.tolist() == strange.counts.tolist() == [False, True, True, False]
+    assert len(long.states) == 16 and long.counts.sum() == 14  # model_max_length
+    assert again is short
     alone = bertscore.DirectoryEncoder(encoder_directory).embed(["w1 w2"])[0]
-    np.testing.assert_allclose(short, alone, atol=1e-5)  # what is beside it in a batch is nothing
+    np.testing.assert_allclose(short.states, alone.states, atol=1e-5)  # its batch is nothing to it
     found = bertscore.bertscore(encoder, ["w1 w2", "w1 w2"], ["w1 w2", "w9 w4 w5"], 0.0)
     assert found[0] == pytest.approx(1) and found[1] < 1
+    vectors = featurise.featuriser(str(encoder_directory), 0)(["w1 w2", " ", "w1 w2"])
+    np.testing.assert_allclose(vectors[0], short.states[1:3].mean(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    assert vectors.shape == (3, width) and not vectors[1].any()
+
+
+def test_memory_of_known_texts_is_bounded(encoder_directory, monkeypatch):
+    encoder = bertscore.DirectoryEncoder(encoder_directory)
+    size = encoder.embed(["w1 w2"])[0].states.size
+    monkeypatch.setattr(bertscore, "_KEPT", 3 * size)
+    texts = [f"w{i} w2" for i in range(8)]
+    found = encoder.embed(texts)
+    assert len(found) == 8 and encoder._known.keys() < set(texts)
+    assert sum(own.states.size for own in encoder._known.values()) == encoder._kept <= 3 * size
+    before = encoder._kept
+    encoder.means(["w5 w6 w7"])
+    assert encoder._kept == before and "w5 w6 w7" not in encoder._known
+
+
+def test_roberta_reads_a_blank_before_the_first_word(tmp_path):
+    """Its byte-level tokens of 'a' and ' a' differ; the authors' package takes the second."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    directory = Path(shutil.copytree(GOLDEN.parent / "roberta", tmp_path / "tiny-roberta"))
+    words = ["<s>", "<pad>", "</s>", "<unk>", "a", "Ġa", "b"]
+    tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(words + ["Ġ"])}, [("Ġ", "a")],
+                                     unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, cls_token="<s>", bos_token="<s>", eos_token="</s>",
+        sep_token="</s>", pad_token="<pad>", unk_token="<unk>",
+        model_max_length=8).save_pretrained(str(directory))
+    seen = []
+    encoder = bertscore.DirectoryEncoder(directory)
+    encode = encoder._encode
+    encoder._encode = lambda tokens, mask: (seen.append(tokens), encode(tokens, mask))[1]
+    own = encoder.embed(["a"])[0]
+    assert seen[0][0, :3].tolist() == [0, 5, 2] and own.counts.tolist() == [False, True, False]
