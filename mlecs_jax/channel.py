@@ -70,7 +70,7 @@ def serialise(message: Mapping[str, np.ndarray]) -> tuple[list[Entry], bytes]:
     return table, b"".join(pieces)
 
 
-def deserialise(table: Sequence[Entry], payload: bytes) -> dict[str, np.ndarray]:
+def deserialise(table: Sequence[Entry], payload: bytes | memoryview) -> dict[str, np.ndarray]:
     """The packed message of what :func:`serialise` made; arrays are copies, writable.
 
     Raises:

@@ -47,6 +47,10 @@ Reason = Literal["malformed", "schema", "oversized", "checksum", "session", "sen
 
 MAX_PATH = 512  # characters
 MAX_RANK = 8
+MAX_ROWS = 1 << 12  # arrays
+MAX_HEAD = 1 << 18  # bytes before the payload: as objects they take up to seventy times as much
+SLACK = MAX_HEAD + 16  # by which a message is longer than its payload
+BINARY = {0xC4: 1, 0xC5: 2, 0xC6: 4}  # msgpack's mark of bytes, and bytes of their length
 
 
 class WireError(Exception):
@@ -94,13 +98,17 @@ def encode(message: Message) -> bytes:
     """A message as bytes.
 
     Raises:
-      ValueError: an array of a type that no message holds.
+      ValueError: an array of a type that no message holds, or more arrays than one may have.
     """
     table, payload = channel.serialise(message.arrays)
     header = dataclasses.asdict(message.header)
     rows = [list(entry) for entry in table]
     checksum = _checksum(header, rows, payload)
-    return _packed([SCHEMA, header | {"checksum": checksum}, rows, payload])
+    data = _packed([SCHEMA, header | {"checksum": checksum}, rows, payload])
+    if len(rows) > MAX_ROWS or len(data) - len(payload) > MAX_HEAD:
+        raise ValueError(f"{len(rows)} arrays, named in {len(data) - len(payload)} bytes, are more "
+                         f"than a message holds ({MAX_ROWS}, {MAX_HEAD})")
+    return data
 
 
 def decode(data: bytes, *, limit_bytes: int) -> Message:
@@ -115,16 +123,11 @@ def decode(data: bytes, *, limit_bytes: int) -> Message:
     if len(data) > limit_bytes:
         raise WireError("oversized", f"{len(data)} bytes, at most {limit_bytes} are taken")
     try:
-        parts = msgpack.unpackb(data, strict_map_key=True)
+        (schema, header, rows), payload = _parts(data)
     except Exception as error:  # whatever the parser makes of arbitrary bytes
         raise WireError("malformed", f"no message ({type(error).__name__})") from None
-    if not isinstance(parts, list) or len(parts) != 4:
-        raise WireError("malformed", "not the four parts of a message")
-    schema, header, rows, payload = parts
     if schema != SCHEMA:
         raise WireError("schema", f"schema {str(schema)[:20]}, this side speaks {SCHEMA}")
-    if not isinstance(payload, bytes):
-        raise WireError("malformed", "the payload is no bytes")
     known, checksum = _header(header)
     table = _table(rows)
     if checksum != _checksum(dataclasses.asdict(known), rows, payload):
@@ -135,13 +138,36 @@ def decode(data: bytes, *, limit_bytes: int) -> Message:
         raise WireError("malformed", str(error)) from None
 
 
+def _parts(data: bytes) -> tuple[list[Any], memoryview]:
+    """What stands before the payload, as objects, and the payload where it lies.
+
+    Objects are made of a short head alone, and no more than a message has.
+
+    Raises:
+      ValueError: not the four parts of a message; msgpack's own errors too.
+    """
+    walker = msgpack.Unpacker()
+    walker.feed(data[:MAX_HEAD + 1])
+    if data[:1] != b"\x94" or walker.read_array_header() != 4:
+        raise ValueError("not four parts")
+    for _ in range(3):
+        walker.skip()  # makes no objects
+    at = walker.tell()
+    start = at + 1 + BINARY[data[at]]
+    if start + int.from_bytes(data[at + 1:start], "big") != len(data):
+        raise ValueError("the payload is not as long as it says")
+    return msgpack.unpackb(
+        b"\x93" + data[1:at], strict_map_key=True, max_array_len=MAX_ROWS, max_map_len=16,
+        max_str_len=MAX_PATH, max_bin_len=0, max_ext_len=0), memoryview(data)[start:]
+
+
 def _packed(parts: list[Any]) -> bytes:
     data = msgpack.packb(parts)
     assert data is not None  # only a stream's packer returns nothing
     return data
 
 
-def _checksum(header: Mapping[str, Any], rows: Any, payload: bytes) -> str:
+def _checksum(header: Mapping[str, Any], rows: Any, payload: bytes | memoryview) -> str:
     digest = hashlib.sha256(_packed([dict(header), rows]))
     digest.update(payload)
     return digest.hexdigest()

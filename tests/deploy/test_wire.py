@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import tracemalloc
 
 import jax.numpy as jnp
 import msgpack
@@ -98,6 +99,31 @@ def test_what_is_no_message_is_told_apart():
     [["a", "float32", [3]], ["a", "float32", [4]]], [["a" * 600, "float32", [7]]]])
 def test_tables_that_lie_are_refused(rows):
     assert reason(altered(rows=rows)) == "malformed"
+
+
+def structure(middle):
+    """Bytes with a proper payload whose header and table are something else."""
+    return b"\x94\x01" + middle + b"\xc4\x00"
+
+
+@pytest.mark.parametrize("middle", [
+    b"\x80\xdd" + (1 << 22).to_bytes(4, "big") + b"\x90" * (1 << 22),  # four million empty lists
+    b"\x80\xdc\xff\xff" + b"\x90" * 0xffff,  # more rows than a message has
+    b"\x80\x9f" + (b"\xdc\x10\x00" + b"\x90" * 4096) * 15,  # as many as may be, nested
+    b"\x91" * (1 << 17) + b"\x80",  # lists in lists in lists
+    b"\xde\xff\xff" + b"\xa1a\x01" * 0xffff + b"\x90"])
+def test_little_memory_goes_into_what_is_no_message(middle):
+    tracemalloc.start()
+    try:
+        assert reason(structure(middle), limit=1 << 28) == "malformed"
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_arrays_than_a_message_holds_are_not_sent():
+    with pytest.raises(ValueError, match="more than a message holds"):
+        wire.encode(message(**{str(i): np.zeros(1, np.int8) for i in range(wire.MAX_ROWS + 1)}))
 
 
 @given(st.binary(max_size=300))
