@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mlecs_jax.deploy.wire import Header, Message, WireError
+
+LONGEST = 100.0
+"""Times the length of a model, the longest difference that a device's may have to it. Honest ones
+are shorter than the model itself; robust rules (:mod:`mlecs_jax.robust`) look at the rest."""
 
 Template = Mapping[str, Any]
 """Path → anything with ``shape`` and ``dtype``: the arrays that a message must have."""
@@ -62,6 +67,34 @@ def check_arrays(message: Message, template: Template, *, finite: bool = True) -
             raise WireError("shape", f"'{path}' is {found.shape}, not {tuple(wanted.shape)}")
         if finite and not np.isfinite(found.astype(np.float32)).all():
             raise WireError("not_finite", f"'{path}' has NaN or infinity")
+
+
+def check_length(
+    update: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray], besides: float = 0.0
+) -> None:
+    """Checks that what a device sends is no absurdity: numbers whose squares or sums have no
+    float32, as one device could otherwise bring into everyone's model.
+
+    Args:
+      update: decoded, by path.
+      known: what the device began from, finite.
+      besides: how long an honest difference may be whatever ``known`` is, L2.
+
+    Raises:
+      WireError: NaN or infinity, or a difference to ``known`` that is longer than :data:`LONGEST`
+        times the length of ``known`` (at least 1) and ``besides`` together.
+    """
+    def length(values: list[np.ndarray]) -> float:
+        return math.sqrt(sum(float(np.sum(np.square(x))) for x in values))
+
+    moved = length([update[path].astype(np.float64) - known[path] for path in known])
+    own = length([values.astype(np.float64) for values in known.values()])
+    limit = LONGEST * (max(own, 1.0) + besides)
+    if not math.isfinite(moved):
+        raise WireError("not_finite", "decoded, it has NaN or infinity")
+    if moved > limit:
+        raise WireError("length", f"differs by {moved:.3g} from what was sent, at most "
+                                  f"{limit:.3g} is taken")
 
 
 def check_upload(message: Message, template: Template) -> None:

@@ -114,8 +114,8 @@ class MegaCloudApp:
         return MegaCloud(
             jax.tree.map(np.asarray, initial), config.method.staleness_exponent,
             self._session.roster, self._session.id(1), self._versions, self._workdir / STATE,
-            ends=config.partition.ends, every=config.eval.every, epochs=config.adapter.epochs,
-            on_closed=self._on_closed)
+            ends=config.partition.ends, train_rows=self._session.train_rows,
+            every=config.eval.every, epochs=config.adapter.epochs, on_closed=self._on_closed)
 
     def _handle(self, name: str, message: Message) -> Message:
         """Answers an edge; called by the transport, from any thread."""

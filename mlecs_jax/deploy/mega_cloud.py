@@ -61,6 +61,7 @@ class MegaCloud:
       versions: the run ends with this one.
       folder: state is kept there; the same folder goes on.
       ends: of every edge.
+      train_rows: most segments that an end has; more are refused.
       every: versions between those that edges score; the last is always scored.
       epochs: of adapter tuning.
       on_closed: called in order with every version whose scores are complete.
@@ -68,12 +69,12 @@ class MegaCloud:
 
     def __init__(
         self, initial: Params, exponent: float, roster: Sequence[str], session: str, versions: int,
-        folder: Path, *, ends: int, every: int = 1, epochs: int = 0,
+        folder: Path, *, ends: int, train_rows: int, every: int = 1, epochs: int = 0,
         on_closed: Callable[[Version], None] = lambda version: None,
     ):
         self._exponent, self.roster = exponent, tuple(roster)
         self._session, self._versions = session, versions
-        self._every, self._on_closed = every, on_closed
+        self._every, self._on_closed, self._train_rows = every, on_closed, train_rows
         self.store = Store(folder, initial)
         count = jax.ShapeDtypeStruct((), np.int32)
         history = jax.ShapeDtypeStruct((epochs + 1,), np.float64)
@@ -237,11 +238,18 @@ class MegaCloud:
         if header.kind != "begin" and name not in books.edges:
             raise WireError("kind", f"'{header.kind}' of an edge that has not begun")
         admission.check_arrays(message, self._templates[header.kind])
-        for counts in (message.arrays[path] for path in ("count", "ends")
-                       if path in message.arrays):
-            if (counts < 1).any():
-                raise WireError("range", f"{counts.tolist()} segments")
-        if header.kind == "push":
+        if header.kind == "begin":
+            count, ends = message.arrays["count"], message.arrays["ends"]
+            if not ((1 <= ends) & (ends <= self._train_rows)).all() or count != ends.sum():
+                raise WireError("range", f"{count} segments in all, {ends.tolist()} of its ends; "
+                                         f"an end has 1 to {self._train_rows}")
+        elif header.kind == "push":
+            if message.arrays["count"] != books.edges[name].count:
+                raise WireError("range", f"{message.arrays['count']} segments, "
+                                         f"{books.edges[name].count} when it began")
+            admission.check_length(
+                {path: x for path, x in message.arrays.items() if path != "count"},
+                channel.pack({"model": self.model}))
             notes = books.edges[name]
             if header.serial <= notes.serial:
                 raise WireError("replay", f"push {header.serial} was taken in")

@@ -30,6 +30,9 @@ SPLITS = ("val", "test")
 SHAPES = {"sums": ((6,), np.float64), "seven": ((7, 7), np.int64),
           "non0": ((2, 2), np.int64), "has0": ((2, 2), np.int64)}
 CONSTANT = 1e-12  # of the mean square: variances below come from rounding
+MOST = 10**9  # held-out segments of an edge
+LARGEST = 1e6  # mean of errors and squares; labels lie in [-3, 3]
+ROUNDING = 1e-6  # by which sums may miss what holds of exact ones
 
 
 def tally(true: Float[np.ndarray, " n"], predicted: Float[np.ndarray, " n"]) -> Tally:
@@ -59,13 +62,13 @@ def scores(found: Tally) -> dict[str, float | None]:
     """All scores by the names of :data:`~mlecs_jax.metrics.sentiment.SCORES`; None where one is
     not defined."""
     total = int(found["seven"].sum())
-    seven = classification.scores(*_rows(found["seven"]), 7)
+    seven = _scored(found["seven"])
     five = _merged(found["seven"])
     result = {"mae": mean_error(found), "corr": _correlation(found["sums"] / total),
               "acc5": float(np.trace(five) / total), "acc7": seven.accuracy,
               "f1_7": seven.weighted_f1, "macro_f1_7": seven.f1}
     for kind in ("non0", "has0"):
-        binary = classification.scores(*_rows(found[kind]), 2)
+        binary = _scored(found[kind])
         result |= {f"acc2_{kind}": binary.accuracy, f"f1_{kind}": binary.weighted_f1,
                    f"macro_f1_{kind}": binary.f1}
     return {name: result[name] if math.isfinite(result[name]) else None for name in SCORES}
@@ -80,14 +83,20 @@ def template(*places: str) -> Template:
 def check(message: Message, place: str) -> None:
     """Raises WireError for a tally that no answers can have."""
     found = at(message.arrays, place)
-    total = int(found["seven"].sum())
     for name in ("seven", "non0", "has0"):
-        if (found[name] < 0).any():
-            raise WireError("range", f"'{place}/{name}' has negative counts")
+        if (found[name] < 0).any() or (found[name] > MOST).any():
+            raise WireError("range", f"'{place}/{name}' has counts below 0 or above {MOST}")
+    total = int(found["seven"].sum())
     if not 1 <= total == int(found["has0"].sum()) >= int(found["non0"].sum()):
         raise WireError("range", f"the counts in '{place}' do not fit each other")
-    if (found["sums"][[0, 3, 4]] < 0).any():
-        raise WireError("range", f"'{place}/sums' has negative sums of squares or errors")
+    error, y, p, yy, pp, yp = found["sums"]
+    if not all(0 <= x <= LARGEST * total for x in (error, yy, pp)):
+        raise WireError("range", f"'{place}/sums' has sums of squares or errors that cannot be")
+    # Cauchy and Schwarz, of the labels, the answers, both, and their differences.
+    if (y * y > total * yy * (1 + ROUNDING) or p * p > total * pp * (1 + ROUNDING)
+            or yp * yp > yy * pp * (1 + ROUNDING)
+            or error * error > total * (yy - 2 * yp + pp + ROUNDING * (yy + pp))):
+        raise WireError("range", f"the sums in '{place}' do not fit each other")
 
 
 def at(arrays: Mapping[str, np.ndarray], place: str) -> Tally:
@@ -115,10 +124,9 @@ def _signs(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return classification.scores(true.astype(int), predicted.astype(int), 2).confusion[:, :2]
 
 
-def _rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and answers that have these counts."""
-    true, predicted = np.indices(table.shape)
-    return (np.repeat(true.ravel(), table.ravel()), np.repeat(predicted.ravel(), table.ravel()))
+def _scored(table: np.ndarray) -> classification.Scores:
+    """Of a table without unparsable answers; nothing is as long as its counts say."""
+    return classification.of_confusion(np.pad(table, ((0, 0), (0, 1))))
 
 
 def _merged(seven: np.ndarray) -> np.ndarray:

@@ -42,7 +42,8 @@ In Mega-CE² edges speak first: :mod:`mlecs_jax.deploy.mega_cloud` has its table
 """
 
 Reason = Literal["malformed", "schema", "oversized", "checksum", "session", "sender", "kind",
-                 "replay", "round", "path", "dtype", "shape", "not_finite", "modalities", "range"]
+                 "replay", "round", "path", "dtype", "shape", "not_finite", "length", "modalities",
+                 "range"]
 """Why a message is refused; what a run counts."""
 
 MAX_PATH = 512  # characters

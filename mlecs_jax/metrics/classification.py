@@ -72,7 +72,16 @@ def scores(
 
     confusion = np.zeros((num_classes, num_classes + 1), np.int64)
     np.add.at(confusion, (true, np.where(predicted == UNPARSABLE, num_classes, predicted)), 1)
-    unparsable = int(confusion[:, -1].sum())
+    return of_confusion(confusion)
+
+
+def of_confusion(confusion: Int[np.ndarray, "C C+1"]) -> Scores:
+    """:func:`scores` of all answers with these counts, however many there are.
+
+    Args:
+      confusion: as in :class:`Scores`.
+    """
+    n, unparsable = int(confusion.sum()), int(confusion[:, -1].sum())
     if n == 0:
         return Scores(np.nan, np.nan, np.nan, confusion, unparsable)
 

@@ -267,7 +267,8 @@ def test_pooled_tallies_give_the_scores_of_all_segments():
 
 def cloud_of(folder, **options):
     model = toy().init(jax.random.key(0), DATA.batch(slice(0, 1)))
-    return MegaCloud(model, 0.0, ROSTER, "run.1", 2, folder, ends=2, **options), model
+    return MegaCloud(model, 0.0, ROSTER, "run.1", 2, folder, ends=2, train_rows=3,
+                     **options), model
 
 
 def test_what_an_edge_says_wrong_is_refused_and_counted(tmp_path):
@@ -294,7 +295,13 @@ def test_what_an_edge_says_wrong_is_refused_and_counted(tmp_path):
              ("e1", changed({path: good.arrays[path][:-1]}), "shape"),
              ("e1", changed({path: good.arrays[path] * np.float32(np.nan)}), "not_finite"),
              ("e1", changed({"adapter": np.zeros(1)}), "path"),
-             ("e1", changed({"count": np.array(0, np.int32)}), "range"),
+             ("e1", changed({path: good.arrays[path] + np.float32(1e20)}), "length"),
+             ("e1", changed({"count": np.array(2**31 - 1, np.int32)}), "range"),
+             ("e1", changed({"count": np.array(6, np.int32)}, begin), "range"),
+             ("e1", changed({"count": np.array(4, np.int32),
+                             "ends": np.array([4, 0], np.int32)}, begin), "range"),
+             ("e1", changed({"count": np.array(6, np.int32),
+                             "ends": np.array([2, 4], np.int32)}, begin), "range"),
              ("e1", changed(round=3), "round"), ("e1", changed(serial=0), "replay"),
              ("e1", scored, "round"), ("e1", changed(kind="finish"), "path")]
     for name, message, reason in wrong:
@@ -327,6 +334,39 @@ def test_who_is_away_holds_up_no_version_for_ever(tmp_path):
     assert len(cloud.books.open) == 12 and cloud.books.best.number == 3
     back = cloud.handle("e0", Message(Header("begin", "run.1", -1, "e0", 2, 0), ROWS))
     assert (back.header.kind, back.header.round) == ("evaluate", 4)
+
+
+TALLY = mega_scores.tally(np.array([0.5, -1.0, 0.0]), np.array([0.2, 0.1, -0.4]))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({name: TALLY[name] * 10**12 for name in ("seven", "non0", "has0")}, "above 1000000000"),
+    ({name: TALLY[name] * -1 for name in ("seven", "non0", "has0")}, "below 0"),
+    ({"has0": TALLY["has0"] * 2}, "counts in 'val' do not fit"),
+    ({"sums": np.full(6, 1e300)}, "cannot be"), ({"sums": np.full(6, -1.0)}, "cannot be"),
+    ({"sums": TALLY["sums"] * np.array([9, 1, 1, 1, 1, 1])}, "sums in 'val' do not fit"),
+    ({"sums": TALLY["sums"] + np.array([0, 3, 0, 0, 0, 0])}, "sums in 'val' do not fit"),
+    ({"sums": TALLY["sums"] + np.array([0, 0, 0, 0, 0, 9])}, "sums in 'val' do not fit")])
+def test_counts_and_sums_that_no_answers_have_are_refused(change, message):
+    header = Header("evaluate", "run.1", 1, "e1", 2, 1)
+    mega_scores.check(Message(header, mega_scores.placed(TALLY, "val")), "val")
+    with pytest.raises(WireError, match=message) as caught:
+        mega_scores.check(Message(header, mega_scores.placed({**TALLY, **change}, "val")), "val")
+    assert caught.value.reason == "range"
+
+
+def test_exact_answers_fit_whatever_rounding_does():
+    rng = np.random.default_rng(0)
+    true = rng.uniform(-3, 3, 1000).astype(np.float32)
+    for predicted in (true, true + np.float32(1e-6), np.full_like(true, 0.1)):
+        mega_scores.check(Message(Header("evaluate", "run.1", 1, "e1", 2, 1), mega_scores.placed(
+            mega_scores.tally(true, predicted), "val")), "val")
+
+
+def test_scores_take_no_memory_by_what_counts_claim():
+    many = {name: TALLY[name] * (mega_scores.MOST // 3) for name in ("seven", "non0", "has0")}
+    found = mega_scores.scores({**many, "sums": TALLY["sums"] * (mega_scores.MOST // 3)})
+    same(found, mega_scores.scores(TALLY))
 
 
 def test_damaged_books_are_not_taken_up(tmp_path):
