@@ -6,15 +6,14 @@
     DIR/version-000007.safetensors     w_g of a version that is still needed
     DIR/edge-000007.safetensors        the model that made version 7, the last of its edge
 
-A model's file is written before the books name it and removed after they no longer do, so that a
-kill at any moment leaves a whole state.
+A model's file is on disk before the books name it and removed after they no longer do, so that a
+kill or a power loss at any moment leaves a whole state.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mlecs_jax import channel
+from mlecs_jax.deploy import durable
 from mlecs_jax.errors import UserError
 
 Params = Any
@@ -138,16 +138,13 @@ class Store:
             temporary = self._folder / f".{path}.new"
             save_file({name: np.ascontiguousarray(x) for name, x in channel.pack(tree).items()},
                       temporary)
-            os.replace(temporary, self._folder / path)
+            durable.replace(temporary, self._folder / path)
 
     def commit(self) -> None:
         """Makes the books true, on disk, and forgets the models that they no longer name."""
         temporary = self._folder / f".{STATE}.new"
-        with open(temporary, "w") as file:
-            file.write(json.dumps(dataclasses.asdict(self.books)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._folder / STATE)
+        temporary.write_text(json.dumps(dataclasses.asdict(self.books)) + "\n")
+        durable.replace(temporary, self._folder / STATE)
         self._kept = self._needed()
         self._forget()
 

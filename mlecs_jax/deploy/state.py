@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mlecs_jax.deploy import durable
 from mlecs_jax.errors import UserError
 
 Tree = Any
@@ -77,7 +78,7 @@ class EdgeState:
         arrays = {jax.tree_util.keystr(where): np.asarray(leaf)
                   for where, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         save_file(arrays, temporary, metadata={"notes": json.dumps(dataclasses.asdict(notes))})
-        os.replace(temporary, path)
+        durable.replace(temporary, path)
         for old in self._rounds()[:-KEPT]:
             self._path(old).unlink()
 
