@@ -62,6 +62,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.model.prompt_dropout = 0.1  # share (release)
     config.model.prompt = "Class?"  # instruction; one token per byte, so short is fast
     config.model.cohorts = ""  # devices of another structure, e.g. "0,2=encoder_hidden:256"
+    config.model.dtype = "float32"  # of loaded backbones (hf:): float32 | bfloat16
 
     config.lora = ConfigDict()
     config.lora.rank = 8  # (paper)
@@ -149,6 +150,7 @@ def _literal(config: ConfigDict) -> None:
     """The paper's and the release's own values, where they give one."""
     config.model.slm = "gpt2-large"  # shape of MiniLLM-gpt2-760M
     config.model.llm = "gpt-j-6b"
+    config.model.dtype = "bfloat16"  # where they are loaded; the shapes have it anyway
     config.model.prompt = (
         "Sensor readings are given above. Classify the person's state as 0, 1 or 2 and answer "
         "with the label alone. Answer: ")

@@ -59,8 +59,10 @@ def from_samples(
         if config.clients.backend == "shard_map" else 1,
         devices, config.topology.cloud_devices)
     key = jax.random.key(config.model.backbone_seed)
-    slm_backbone = backbones.parameters(found["slm"], slm, jax.random.fold_in(key, 0))
-    llm_backbone = backbones.parameters(found["llm"], llm, jax.random.fold_in(key, 1))
+    slm_backbone = backbones.parameters(found["slm"], slm, jax.random.fold_in(key, 0),
+                                        topology.placing(split=False))
+    llm_backbone = backbones.parameters(found["llm"], llm, jax.random.fold_in(key, 1),
+                                        topology.placing(split=True))
     shared = {"public": federation.public, "moments": federation.moments}
     return Setting(
         config=config, federation=federation, topology=topology,
@@ -114,7 +116,7 @@ def model(
     """
     options, lora = config.model, config.lora
     name = backbone or getattr(options, which)
-    shape = zoo.decoder_config(name, len(tokenizer))
+    shape = zoo.decoder_config(name, len(tokenizer), options.dtype)
     targets = getattr(lora, f"{which}_targets")
     prompt = tuple(tokenizer.encode(options.prompt))
     if not prompt:

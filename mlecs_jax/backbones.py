@@ -9,7 +9,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import jax
+from jax.sharding import Sharding
 
 from mlecs_jax import public_backbones
 from mlecs_jax.config import Config
@@ -22,6 +25,7 @@ from mlecs_jax.models.multimodal import MultimodalModel
 from mlecs_jax.public_backbones import Documents
 
 HF, PRETRAINED = "hf:", "pretrained:"
+Placement = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
 
 
 def resolve(config: Config, samples: Samples) -> tuple[dict[str, str], text.Tokenizer]:
@@ -35,27 +39,51 @@ def resolve(config: Config, samples: Samples) -> tuple[dict[str, str], text.Toke
     names = {which: getattr(config.model, which) for which in ("slm", "llm")}
     if any(name.startswith(PRETRAINED) for name in names.values()):
         names = _pretrained(config, samples, names)
-    directories = [name.removeprefix(HF) for name in names.values() if name.startswith(HF)]
-    if directories:
-        from mlecs_jax.models import hf  # imports transformers
-
-        tokenizers = [vocabulary.VocabularyTokenizer(hf.load_tokenizer(d)) for d in directories]
-        if not tokenizers[0].same_as(tokenizers[-1]):
-            raise UserError(f"{' and '.join(directories)} number their tokens differently; LLM and "
-                            "SLM must share a tokenizer")
-        return names, tokenizers[0]
+    if (found := tokenizer_of_directories(names)) is not None:
+        return names, found
     if samples.texts is not None:
         return names, _bpe(config, samples)
     return names, text.ByteTokenizer()
 
 
-def parameters(name: str, model: MultimodalModel, key: jax.Array) -> Params:
-    """Frozen parameters of a resolved backbone: loaded, or drawn from the key on the host."""
+def tokenizer_of_directories(
+    names: Mapping[str, str]
+) -> vocabulary.VocabularyTokenizer | None:
+    """The tokenizer that came with the backbones; None where none is a directory.
+
+    One vocabulary may go on where the other ends (GPT-J's after GPT-2's); the smaller is taken, so
+    that nobody says a token that the other has not.
+
+    Raises:
+      UserError: two directories with different tokenizers, or one that cannot be read.
+    """
+    directories = [name.removeprefix(HF) for name in names.values() if name.startswith(HF)]
+    if not directories:
+        return None
+    from mlecs_jax.models import hf  # imports transformers
+
+    tokenizers = sorted((vocabulary.VocabularyTokenizer(hf.load_tokenizer(d))
+                         for d in directories), key=len)
+    if not tokenizers[0].begins(tokenizers[-1]):
+        raise UserError(f"{' and '.join(directories)} number their tokens differently; LLM and "
+                        "SLM must share a tokenizer")
+    return tokenizers[0]
+
+
+def parameters(
+    name: str, model: MultimodalModel, key: jax.Array, placement: Placement = None
+) -> Params:
+    """Frozen parameters of a resolved backbone: loaded, or drawn from the key on the host.
+
+    Args:
+      placement: where each leaf goes that is loaded, tensor by tensor; see
+        :func:`mlecs_jax.models.hf.load`.
+    """
     if not name.startswith(HF):
         return model.init_backbone(key)
     from mlecs_jax.models import hf
 
-    return hf.load(name.removeprefix(HF))[1]
+    return hf.load(name.removeprefix(HF), dtype=model.decoder.config.dtype, sharding=placement)[1]
 
 
 def public_text(config: Config, samples: Samples) -> Documents:

@@ -99,6 +99,9 @@ class PartitionOptions:
 class ModelConfig:
     """Backbones by name (:mod:`mlecs_jax.models.zoo`) and the widths of extractor and connector.
 
+    ``dtype`` is of frozen parameters that are loaded from a directory; None, as runs of before have
+    it, is float32.
+
     ``cohorts`` gives some devices another structure: ``'0,1=encoder_hidden:256,connector_hidden:
     128;4=…'``, device numbers and the widths that differ.
     """
@@ -113,6 +116,11 @@ class ModelConfig:
     prompt_dropout: float
     prompt: str
     cohorts: str
+    dtype: Literal["float32", "bfloat16"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype == "float32":
+            object.__setattr__(self, "dtype", None)  # one value says it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,6 +345,18 @@ def is_off(group: str, values: Any) -> bool:
         return True
     return {"aggregation": lambda: values["rule"] == "mean" and not values["clip"],
             "privacy": lambda: not values["clip"]}.get(group, lambda: False)()
+
+
+# Options that came after runs were made, and the values that leave those as they were.
+_OFF: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "model": {"dtype": (None, "float32")}, "captions": {"clips": (None, 0)}}
+
+
+def in_effect(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values without groups and options that leave everything as it is without them."""
+    return {group: {k: v for k, v in own.items() if v not in _OFF.get(group, {}).get(k, ())}
+            if isinstance(own, Mapping) else own
+            for group, own in values.items() if not is_off(group, own)}
 
 
 def parse(values: Mapping[str, Any]) -> Config:

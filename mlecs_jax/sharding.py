@@ -98,6 +98,13 @@ def tree_shardings(tree: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
                         is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
+def leaf_sharding(
+    path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES
+) -> NamedSharding:
+    """:func:`tree_shardings` of one leaf, by its '/'-joined path and shape."""
+    return NamedSharding(mesh, _spec(path, shape, mesh, rules))
+
+
 def path_name(path: Sequence[Any]) -> str:
     """'/'-joined keys of a path, as rules see it."""
     return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))

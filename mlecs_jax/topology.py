@@ -11,7 +11,8 @@ Meshes may span processes, and a process may have no device of one (:mod:`mlecs_
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -125,6 +126,20 @@ class Topology:
         :data:`mlecs_jax.sharding.RULES`."""
         return self._put(tree, sharding.tree_shardings(tree, self.cloud) if split
                          else NamedSharding(self.cloud, PartitionSpec()))
+
+    def placing(
+        self, *, split: bool
+    ) -> Callable[[str, tuple[int, ...]], NamedSharding] | None:
+        """Where a leaf (by its '/'-joined path and shape) goes that is read from a file: as
+        :meth:`to_edge` puts it, or with ``split`` as :meth:`to_cloud` does.
+
+        None where several processes share the meshes: each reads the whole for itself first.
+        """
+        if jax.process_count() > 1:
+            return None
+        if split:
+            return functools.partial(sharding.leaf_sharding, mesh=self.cloud)
+        return lambda path, shape: NamedSharding(self.edge, PartitionSpec())
 
     def host(self, tree: Tree) -> Tree:
         """The tree as NumPy arrays, in every process; returns when they are computed."""

@@ -28,9 +28,11 @@ class VocabularyTokenizer:
                             "could end; set eos_token in its tokenizer_config.json")
         self.wrapped = tokenizer
         self.eos_token_id = int(tokenizer.eos_token_id)
+        self._size = 1 + max(tokenizer.get_vocab().values())
 
     def __len__(self) -> int:
-        return len(self.wrapped)
+        """One more than the highest token id."""
+        return self._size
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without any special token."""
@@ -41,9 +43,12 @@ class VocabularyTokenizer:
         return self.wrapped.decode(until(token_ids, self.eos_token_id),
                                       skip_special_tokens=True)
 
-    def same_as(self, other: VocabularyTokenizer) -> bool:
-        """Whether both number the same tokens alike."""
-        return self.wrapped.get_vocab() == other.wrapped.get_vocab()
+    def begins(self, other: VocabularyTokenizer) -> bool:
+        """Whether the other numbers this one's tokens alike, and what more it has comes after them,
+        as GPT-J's 143 tokens without a text come after GPT-2's."""
+        own, whole = self.wrapped.get_vocab(), other.wrapped.get_vocab()
+        return all(whole.get(token) == i for token, i in own.items()) and all(
+            token in own for token, i in whole.items() if i < len(self))
 
 
 def trained_bpe(texts: Sequence[str], size: int) -> VocabularyTokenizer:

@@ -149,7 +149,7 @@ def proxy(setting: Setting) -> tuple[MultimodalModel, Params]:
     """The DPM, which answers from a fused representation, and its frozen backbone (on the host)."""
     options, slm = setting.config, setting.slm
     name = options.method.co_plms.proxy
-    shape = zoo.decoder_config(name, len(setting.tokenizer))
+    shape = zoo.decoder_config(name, len(setting.tokenizer), options.model.dtype)
     dpm = dataclasses.replace(
         slm, decoder=slm.decoder.clone(config=shape),
         generator=slm.generator.clone(width=shape.width),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from mlecs_jax.errors import UserError
 from mlecs_jax.models import hf_config
@@ -25,7 +26,9 @@ _NAMED: dict[str, tuple[Family, int, int, int, int, int]] = {
 HALF = ("gpt2-large", "gpt-j-6b")  # of a size for accelerators: bfloat16
 
 
-def decoder_config(name: str, vocab_size: int) -> DecoderConfig:
+def decoder_config(
+    name: str, vocab_size: int, dtype: Literal["float32", "bfloat16"] | None = None
+) -> DecoderConfig:
     """The shape of a named backbone.
 
     Args:
@@ -34,6 +37,8 @@ def decoder_config(name: str, vocab_size: int) -> DecoderConfig:
         checkpoint (:mod:`mlecs_jax.models.hf`).
       vocab_size: tokens of the tokenizer in use; a small backbone gets just these, rounded up to
         a multiple of 8, a named one keeps its own if that is larger.
+      dtype: of a directory's parameters, whatever the file has; None: float32. Shapes have their
+        own.
 
     Raises:
       UserError: an unknown name, an impossible shape, or a directory's embedding too small.
@@ -43,7 +48,7 @@ def decoder_config(name: str, vocab_size: int) -> DecoderConfig:
         if config.vocab_size < vocab_size:
             raise UserError(f"{name}: its embedding has {config.vocab_size} rows for {vocab_size} "
                             "tokens; use its own tokenizer")
-        return config
+        return dataclasses.replace(config, dtype=dtype or config.dtype)
     if name in _NAMED:
         family, vocabulary, layers, width, heads, positions = _NAMED[name]
         return DecoderConfig(family, max(vocabulary, vocab_size), layers, width, heads,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlecs_jax.config import SPEED_ONLY, is_off
+from mlecs_jax.config import SPEED_ONLY, in_effect
 
 Values = dict[str, Any]
 Label = str | int | float | bool
@@ -32,12 +32,15 @@ class Job:
       runner: name of a module, see :mod:`mlecs_jax.repro.worker`.
       extras: further measurements on the trained nodes, each kept in ``<extra>.json`` of the
         run's folder; a cached run that lacks one is asked for it without being trained again.
+      twins: other configurations of the same numbers, since the method does not read what differs:
+        a finished run of theirs serves as well.
     """
 
     labels: dict[str, Label]
     values: Values
     runner: str = "mlecs_jax.repro.runners"
     extras: tuple[str, ...] = ()
+    twins: tuple[Values, ...] = ()
 
     @property
     def name(self) -> str:
@@ -62,16 +65,14 @@ class Provenance:
 def configuration_key(job: Job, data: Mapping[str, Any]) -> str:
     """A short hash of everything the job's numbers depend on except the code.
 
-    Groups that change speed alone or are off are left out, and so are other methods' own options:
+    What changes speed alone or is off is left out, and so are other methods' own options:
     new options do not turn the cached runs of before stale.
     """
-    values = {k: v for k, v in job.values.items() if k not in SPEED_ONLY and not is_off(k, v)}
+    values = {k: v for k, v in in_effect(job.values).items() if k not in SPEED_ONLY}
     method = values.get("method")
     if isinstance(method, Mapping):
         values["method"] = {k: v for k, v in method.items()
                             if not isinstance(v, Mapping) or k == method.get("name")}
-    if isinstance(captions := values.get("captions"), Mapping) and not captions.get("clips"):
-        values["captions"] = {k: v for k, v in captions.items() if k != "clips"}
     text = json.dumps([job.runner, values, dict(data)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -88,16 +89,28 @@ def folder_name(job: Job, provenance: Provenance) -> str:
 
 def find(runs: Path, job: Job, provenance: Provenance, *, any_code: bool) -> Path:
     """The folder of a job: its own, unless a finished run of the same configuration and data stands
-    under a name that another artefact gave it, or with ``any_code`` was made by other sources."""
+    under a name that another artefact gave it, or with ``any_code`` was made by other sources; or a
+    twin's, where that is whole and the job's own is not there."""
     own = runs / folder_name(job, provenance)
     if (own / RECORD).exists():
         return own
+    if same := _finished(runs, job, provenance, any_code):
+        return same
+    for values in job.twins:
+        twin = _finished(runs, dataclasses.replace(job, values=values), provenance, any_code)
+        if twin and is_done(twin, job):
+            return twin
+    return own
+
+
+def _finished(runs: Path, job: Job, provenance: Provenance, any_code: bool) -> Path | None:
+    """The newest finished run of a job's configuration under any name."""
     key = configuration_key(job, provenance.data)
     for code in (provenance.code, "*") if any_code else (provenance.code,):
         others = [path.parent for path in runs.glob(f"*-{key}-{code}/{RECORD}")]
         if others:
             return max(others, key=lambda folder: (folder / RECORD).stat().st_mtime)
-    return own
+    return None
 
 
 def is_done(folder: Path, job: Job) -> bool:
