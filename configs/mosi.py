@@ -35,6 +35,9 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.model.preset = "small"  # small | default | mosi | mosei | paper (models/crossmodal.py)
     config.model.modalities = "text,audio,vision"  # fewer: unimodal ablations
     config.model.targets = "text,audio,vision"  # fewer: single-target ablations
+    config.model.kernels = ""  # of the convolutions, 1 or 1,3,3; empty: the preset's
+    config.model.residual_norm = False  # True: adds LN(Z) as Mega-CE²'s Eq. 2 is printed
+    config.model.last_steps = 1  # averaged into a stream's summary (1 in MulT)
 
     config.train = ConfigDict()
     config.train.rounds = 15  # synchronous rounds; an asynchronous run has their simulated time
@@ -43,9 +46,12 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.train.learning_rate = 1e-3  # Adam (MulT)
     config.train.final_rate_fraction = 0.1  # of the first rate, when simulated time is over
     config.train.clip = 0.8  # global gradient norm (MulT)
-    config.train.centralised_epochs = 100  # at most, of models trained on one machine
+    config.train.centralised_epochs = 0  # at most, on one machine; 0: as each was published
+    config.train.recipe = "published"  # of models on one machine: published | tiers (like ours)
 
     config.adapter = ConfigDict()
+    config.adapter.kind = "block"  # block | bias: a constant, a control
+    config.adapter.scope = "edge"  # edge | pooled: one tuned on all edges' segments, a control
     config.adapter.share = True  # one block beside every cross-modal transformer (paper's size)
     config.adapter.epochs = 5  # of an edge over its segments; the best on validation is kept
     config.adapter.batch_size = 32  # segments
@@ -54,7 +60,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.clock = ConfigDict()
     config.clock.step_seconds = 0.2  # simulated, of one step of one end at speed 1
     config.clock.speeds = "1,1,0.25"  # of the edges; repeated where there are more
-    config.clock.links = "realistic"  # realistic | paper
+    config.clock.links = "realistic"  # of the edges: realistic, paper; repeated as speeds are
     config.clock.jitter = 0.1  # standard deviation of the logarithm of training times
     config.clock.seed = 0
 

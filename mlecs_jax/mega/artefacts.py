@@ -9,18 +9,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.mega import convergence, findings
+from mlecs_jax.mega import controls, convergence, findings
 from mlecs_jax.mega.runner import LATENCY, PARAMS
 from mlecs_jax.models import sentiment_zoo
 from mlecs_jax.repro.job import Job, Label
-from mlecs_jax.repro.options import Options, with_changes
+from mlecs_jax.repro.options import Options, only, with_changes
 
 RUNNER = "mlecs_jax.mega.runner"
 OURS, MULT = findings.OURS, "mult"
-MODELS = (OURS, MULT, *sentiment_zoo.BASELINES)
+COMPARED: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    (OURS, ""): {}, (OURS, findings.SYNC): {"method__mode": "sync"},
+    (controls.ALONE, ""): {}, (controls.FEDAVG, ""): {}, (MULT, ""): {},
+    (MULT, findings.LIKE_OURS): {"train__recipe": "tiers"},
+    **{(name, ""): {} for name in sentiment_zoo.BASELINES},
+    (controls.CONSTANT, ""): {}, (controls.MAJORITY, ""): {}}
+"""Rows of Tables 1 and 2: changes of the configuration by method and variant."""
+MODELS = tuple(dict.fromkeys(method for method, _ in COMPARED))
 DATASETS = ("mosi", "mosei")
-_FILTERS = {"datasets": "--dataset", "methods": "--methods", "splits": "--splits", "rhos": "--rho",
-            "devices": "--devices", "labelled": "--labelled", "publics": "--public"}
 
 
 def chosen(options: Options, *allowed: str) -> Options:
@@ -29,9 +34,7 @@ def chosen(options: Options, *allowed: str) -> Options:
     Raises:
       UserError: a filter that would do nothing, an unknown dataset or method.
     """
-    for field, flag in _FILTERS.items():
-        if field not in allowed and getattr(options, field):
-            raise UserError(f"{flag} means nothing to mega {options.artefact}; leave it out")
+    only(options, *allowed)
     for name in options.datasets:
         if name not in DATASETS:
             raise UserError(f"'{name}' is no dataset of mega; use {' or '.join(DATASETS)}")
@@ -65,7 +68,7 @@ def grid(
     """
     return [job(options, dataset, method, seed, variant, **changes, **where)
             for seed in range(options.seeds)
-            for dataset in datasets or options.datasets or ("mosi",)
+            for dataset in datasets or options.datasets or DATASETS
             for where in ([{"data__split": split} for split in options.splits]
                           if options.splits else [{}])
             for (method, variant), changes in runs.items()]
@@ -75,7 +78,8 @@ def comparison_jobs(dataset: str) -> Callable[[Options], list[Job]]:
     """Tables 1 and 2."""
     def jobs(options: Options) -> list[Job]:
         methods = chosen(options, "methods", "splits").methods or MODELS
-        return grid(options, {(method, ""): {} for method in methods}, (dataset,))
+        return grid(options, {row: changes for row, changes in COMPARED.items()
+                              if row[0] in methods}, (dataset,))
 
     return jobs
 
@@ -98,9 +102,13 @@ def ablation_jobs(options: Options) -> list[Job]:
 
 
 def adapter_jobs(options: Options) -> list[Job]:
-    """With one shared block and with one for each place; untuned is the global model of either."""
+    """With one shared block and with one for each place, and two controls: one adapter for all
+    edges, and a constant of each edge. Untuned is the global model of any of them."""
     return grid(chosen(options, "datasets", "splits"), {
-        (OURS, "shared"): {"adapter__share": True}, (OURS, "unshared"): {"adapter__share": False}})
+        (OURS, findings.SHARED): {"adapter__share": True},
+        (OURS, "unshared"): {"adapter__share": False},
+        (OURS, findings.POOLED): {"adapter__scope": "pooled"},
+        (OURS, findings.BIAS): {"adapter__kind": "bias"}})
 
 
 def latency_jobs(options: Options) -> list[Job]:

@@ -81,13 +81,14 @@ def train_centralised(
     rate, best, since_best, since_drop = options.learning_rate, (np.inf, params, 0), 0, 0
     history = []
     for epoch in range(1, options.epochs + 1):
-        params, state, train_mae = run_epoch(params, state, rows, rate,
+        applied = rate * (1 - (1 - options.final_rate_fraction) * (epoch - 1) / options.epochs)
+        params, state, train_mae = run_epoch(params, state, rows, applied,
                                              jax.random.fold_in(key, epoch))
         calibrated = model.calibrate(params, rows)
         val_mae = float(np.abs(predict(model, calibrated, data.batch(split.val))
                                - val_labels).mean())
         history.append({"epoch": epoch, "train_mae": float(train_mae), "val_mae": val_mae,
-                        "learning_rate": rate})
+                        "learning_rate": applied})
         on_epoch(history[-1])
         if val_mae < best[0]:
             best, since_best, since_drop = (val_mae, calibrated, epoch), 0, 0

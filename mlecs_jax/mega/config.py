@@ -57,11 +57,21 @@ class PartitionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A preset of :mod:`mlecs_jax.models.crossmodal` and the ablations on it."""
+    """A preset of :mod:`mlecs_jax.models.crossmodal`, the ablations on it, and what the papers
+    leave open.
+
+    Attributes:
+      kernels: of the convolutions over text, audio and vision, ``'1,3,3'``, or one for all; empty:
+        the preset's.
+      residual_norm, last_steps: see :class:`crossmodal.CrossModalConfig`.
+    """
 
     preset: str
     modalities: str
     targets: str
+    kernels: str
+    residual_norm: bool
+    last_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +82,10 @@ class TrainConfig:
       rounds: synchronous rounds; an asynchronous run is given their simulated time.
       local_epochs: passes of an end over its data before it reports.
       learning_rate, final_rate_fraction: linear in simulated time.
-      centralised_epochs: at most, of the models that are trained on one machine.
+      centralised_epochs: at most, of the models that are trained on one machine; 0: as many as
+        they were published with.
+      recipe: of those models: ``published``, each with the settings of its authors, or ``tiers``:
+        batches, rates, clipping and passes over the data of the three-tier run.
     """
 
     rounds: int
@@ -82,12 +95,21 @@ class TrainConfig:
     final_rate_fraction: float
     clip: float
     centralised_epochs: int
+    recipe: Literal["published", "tiers"]
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Personalisation of each edge after the last version."""
+    """Personalisation of each edge after the last version.
 
+    Attributes:
+      kind: ``block``: adapters; ``bias``: a constant added to the prediction (a control).
+      scope: ``edge``: each edge its own; ``pooled``: one on the segments of all (a control).
+      share: one block for all places, or one each.
+    """
+
+    kind: Literal["block", "bias"]
+    scope: Literal["edge", "pooled"]
     share: bool
     epochs: int
     batch_size: int
@@ -101,7 +123,8 @@ class ClockConfig:
     Attributes:
       step_seconds: of one training step of one end at speed 1.
       speeds: of the edges, e.g. ``'1,1,0.25'``; repeated if there are more edges.
-      links: a preset of :mod:`mlecs_jax.mega.links`.
+      links: presets of :mod:`mlecs_jax.mega.links` of the edges, e.g. ``'realistic,paper'``;
+        repeated if there are more edges.
       jitter: standard deviation of the logarithm of training times.
       seed: of the jitter.
     """
@@ -122,6 +145,17 @@ class ClockConfig:
         if not all(0 < speed < float("inf") for speed in speeds):
             raise UserError(f"clock.speeds is '{self.speeds}'; give positive numbers")
         return speeds[edge % len(speeds)]
+
+    def link(self, edge: int) -> str:
+        """Name of the links of an edge, to its ends and to the cloud.
+
+        Raises:
+          UserError: an unknown one, of any edge.
+        """
+        names = self.links.split(",")
+        for name in names:
+            links.preset(name.strip())
+        return names[edge % len(names)].strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +191,21 @@ class MegaConfig:
         """
         return crossmodal.preset(
             self.model.preset, modalities=_names(self.model.modalities),
-            targets=_names(self.model.targets))
+            targets=_names(self.model.targets), residual_norm=self.model.residual_norm,
+            last_steps=self.model.last_steps, **self._kernels())
+
+    def _kernels(self) -> dict[str, Any]:
+        """The change of a preset that ``model.kernels`` is."""
+        try:
+            sizes = tuple(int(part) for part in _names(self.model.kernels))
+        except ValueError:
+            sizes = (0,)
+        if not sizes and not self.model.kernels.strip():
+            return {}
+        if len(sizes) not in (1, 3) or min(sizes) < 1:
+            raise UserError(f"model.kernels is '{self.model.kernels}'; give one number or three, "
+                            "of text, audio and vision, e.g. 1,3,3")
+        return {"kernels": sizes * 3 if len(sizes) == 1 else sizes}
 
 
 def parse(values: Mapping[str, Any]) -> MegaConfig:
@@ -174,7 +222,6 @@ def parse(values: Mapping[str, Any]) -> MegaConfig:
         "partition.alpha": config.partition.alpha, "partition.minimum": config.partition.minimum,
         "train.rounds": config.train.rounds, "train.local_epochs": config.train.local_epochs,
         "train.batch_size": config.train.batch_size, "train.clip": config.train.clip,
-        "train.centralised_epochs": config.train.centralised_epochs,
         "train.learning_rate": config.train.learning_rate,
         "adapter.batch_size": config.adapter.batch_size,
         "adapter.learning_rate": config.adapter.learning_rate,
@@ -185,6 +232,7 @@ def parse(values: Mapping[str, Any]) -> MegaConfig:
         "clock.seed": config.clock.seed, "clock.jitter": config.clock.jitter,
         "data.simulated_seed": config.data.simulated_seed, "data.window": config.data.window,
         "adapter.epochs": config.adapter.epochs,
+        "train.centralised_epochs": config.train.centralised_epochs,
         "train.final_rate_fraction": config.train.final_rate_fraction,
         "method.staleness_exponent": config.method.staleness_exponent}
     for name, value in positive.items():
@@ -194,7 +242,7 @@ def parse(values: Mapping[str, Any]) -> MegaConfig:
         if not value >= 0:
             raise UserError(f"{name} is {value}; give 0 or a positive number")
     config.clock.speed(0)
-    links.preset(config.clock.links)
+    config.clock.link(0)
     config.model_config()
     return config
 

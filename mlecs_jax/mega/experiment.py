@@ -182,7 +182,7 @@ def describe_edges(
             "end_segments": ends[edge].tolist(),
             "val_segments": int(federation.val.counts[edge]),
             "test_segments": int(federation.test.counts[edge]), "speed": clock.speed(edge),
-            "reports": int(reports[edge])} | scored)
+            "links": clock.link(edge), "reports": int(reports[edge])} | scored)
     return found
 
 
@@ -213,6 +213,7 @@ def _summary(
     reports = sum(edge["reports"] for edge in edges)
     one = jax.tree.map(lambda x: x[0], adapters)
     test = federation.data.labels[federation.split.test]
+    message = mega_ce2.upload(model, federation.edges.counts[0], model)
     return {
         "method": setting.config.method.name, "mode": setting.config.method.mode,
         "data_source": federation.data.source, "caution": federation.data.caution,
@@ -226,7 +227,8 @@ def _summary(
                       "personal": metrics.confusion(test, personal["test"]).tolist()},
         "communication": {  # between an edge and the cloud; the first download is the initial model
             "uplink_bytes": communication["uplink"], "downlink_bytes": communication["downlink"],
-            "uploads": reports, "downloads": reports + len(edges), "adapter_bytes_sent": 0},
+            "uploads": reports, "downloads": reports + len(edges),
+            "adapter_bytes_sent": reports * mega_ce2.adapter_bytes(message, one)},
         "timing": {
             "train_seconds": round(sum(record["seconds"] for record in records), 2),
             "personalise_seconds": round(time.perf_counter() - begun, 2),
@@ -235,7 +237,7 @@ def _summary(
             "parameters": _size(model), "adapter_parameters": _size(one),
             "worst_edge_mae": {kind: max(edge[kind]["mae"] for edge in edges)
                                for kind in ("global", "personal")},
-            "adapter_blocks": 1 if adapter_blocks.SHARED in adapters else len(adapters)},
+            "adapter_blocks": sum(name != adapter_blocks.OUTPUT for name in adapters)},
         "personalisation_history": personal["history"],
     }
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mlecs_jax.mega import latency as latencies
 from mlecs_jax.mega import published
+from mlecs_jax.mega.controls import ALONE, FEDAVG
 from mlecs_jax.mega.runner import LATENCY, PARAMS
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.comparison import data_words, seeds_words, verdict
@@ -29,9 +30,15 @@ from mlecs_jax.repro.tables import (
 )
 
 OURS, FULL = "mega_ce2", "full"
-SCORES = {"acc2_non0": "Acc2 non0", "f1_non0": "F1 non0", "acc2_has0": "Acc2 has0",
-          "acc7": "Acc7", "f1_7": "F1, 7 classes", "mae": "MAE", "corr": "Corr"}
+SYNC, LIKE_OURS = "synchronous", "our recipe"
+SHARED, POOLED, BIAS = "shared", "one for all edges", "a constant each"
+SCORES = {"acc2_non0": "Acc2 non0", "f1_non0": "F1 non0", "macro_f1_non0": "macro F1 non0",
+          "acc2_has0": "Acc2 has0", "acc7": "Acc7", "f1_7": "F1, 7 classes",
+          "macro_f1_7": "macro F1, 7 classes", "mae": "MAE", "corr": "Corr"}
+POINT = 0.01
+"""Of Acc2, by which the federated model may be below the centralised one."""
 LOWER = ("mae",)
+MULT, FEDERATED = "mult", (OURS, ALONE, FEDAVG)
 KINDS = {"client": "personalised", "server": "global"}
 PAIRED = ("Paired by seed (same split, partition and clock), mean difference and 95 % confidence "
           "interval (Student's t over seeds), marked where it excludes 0; no correction for the "
@@ -126,10 +133,14 @@ def comparison(options: Options, results: Results) -> Findings:
         sides = _models(results, where)
         tables.append(score_table(
             results, where, "Test scores", sides,
-            "Mega-CE² is trained in three tiers on unlike edges; the others centrally, on all "
-            "training segments. Personalised: each test segment by its own edge; which edge that "
-            f"is says something about the label.{caution(results, where)}"))
-        for ours in (side for side in sides if side.labels["method"] == OURS):
+            "Mega-CE² and the rows down to LF-LSTM, FedAvg are trained on unlike edges; the others "
+            "centrally, on all training segments. Synchronous, global: FedAvg of MulT over the "
+            "ends. Edges alone: no cloud. Our recipe: batches, rates and passes of the three-tier "
+            "run. Personalised, and edges alone: each test segment by its own edge; which edge "
+            f"that is says something about the label.{caution(results, where)}"))
+        said += _goals(results, where, sides)
+        for ours in (side for side in sides
+                     if side.labels["method"] == OURS and not side.labels["variant"]):
             others = [side for side in sides if side != ours]
             if others:
                 tables.append(difference_table(
@@ -142,17 +153,48 @@ def comparison(options: Options, results: Results) -> Findings:
 
 
 def _models(results: Results, where: Labels) -> list[Side]:
+    """Rows of Tables 1 and 2 that have runs."""
     sides = []
     for method in results.distinct("method", where):
-        labels = {**where, "method": method}
         printed = published.COMPARED.get(str(where["dataset"]), {}).get(str(method))
-        if method == OURS:
-            sides += [Side(f"Mega-CE², {word}", labels, group,
-                           printed if group == "client" else None)
-                      for group, word in KINDS.items()]
-        else:
-            sides.append(Side(proper(str(method)), labels, "server", printed))
+        for variant in results.distinct("variant", {**where, "method": method}):
+            labels = {**where, "method": method, "variant": variant}
+            name = ", ".join(filter(None, (proper(str(method)), str(variant))))
+            if method == OURS:
+                sides += [Side(f"{name}, {word}", labels, group,
+                               printed if group == "client" and not variant else None)
+                          for group, word in KINDS.items()]
+            else:
+                sides.append(Side(name, labels, "client" if method == ALONE else "server",
+                                  printed if not variant else None))
     return sides
+
+
+def _goals(results: Results, where: Labels, sides: Sequence[Side]) -> list[str]:
+    """Whether Mega-CE² is first among the federated, and near the centralised model."""
+    means = {side.name: s.mean for side in sides if side.labels["method"] in FEDERATED
+             and (s := spread(side.at(results, "acc2_non0")))}
+    data, said = data_words(results, where), []
+    if len(means) > len(KINDS):
+        first = max(means, key=lambda name: means[name])
+        said.append(f"{data}: of the {len(means)} federated rows, {first} has the highest mean "
+                    f"{SCORES['acc2_non0']}, {share(means[first])}.")
+    for ours in sides:
+        if ours.labels["method"] != OURS or ours.labels["variant"]:
+            continue
+        for other in (side for side in sides if side.labels["method"] == MULT):
+            found = paired(*(side.at(results, "acc2_non0") for side in (ours, other)))
+            if found is None:
+                continue
+            near, low, high = found.mean >= -POINT, found.low, found.high
+            shown = ""
+            if low is not None and high is not None:
+                whole = low >= -POINT or high < -POINT
+                shown = ", as is the whole interval" if whole else ", but not the whole interval"
+            said.append(f"{data}: {ours.name} is {'within' if near else 'not within'} 1 point of "
+                        f"{SCORES['acc2_non0']} of {other.name}, {difference_text(found)}"
+                        f"{shown}.")
+    return said
 
 
 def ablation(options: Options, results: Results) -> Findings:
@@ -189,14 +231,44 @@ def adapters(options: Options, results: Results) -> Findings:
                  for variant in variants for group, word in KINDS.items()}
         tables.append(score_table(
             results, where, "Adapters", list(sides.values()),
-            "Shared: one block beside every cross-modal transformer; unshared: one each."))
+            "Shared: one block beside every cross-modal transformer; unshared: one each. Controls: "
+            "one shared block tuned on the segments of all edges, and for each edge the median of "
+            f"its training residuals, added to every prediction.{caution(results, where)}"))
         pairs = [(f"{variant}: personalised minus global", sides[variant, "client"],
                   sides[variant, "server"]) for variant in variants]
         tables.append(difference_table(results, where, "What adapters give", pairs))
+        against = [(f"{SHARED} minus {variant}", sides[SHARED, "client"],
+                    sides[variant, "client"])
+                   for variant in (POOLED, BIAS) if {SHARED, variant} <= set(variants)]
+        if against:
+            tables.append(difference_table(results, where, "Against the controls", against))
         tables.append(_sizes(results, where, variants))
+        said += _gain(results, where, sides)
         said += [line for _, a, b in pairs for score in ("mae", "acc2_non0")
                  for line in sentence(results, where, a, b, score)]
     return Findings(tuple(tables), tuple(said))
+
+
+def _gain(results: Results, where: Labels, sides: Mapping[tuple[str, str], Side]) -> list[str]:
+    """Whether an edge's own adapter gains, and more than either control does."""
+    if (SHARED, "client") not in sides:
+        return []
+    own, said = sides[SHARED, "client"], []
+    rivals = {"the global model": sides[SHARED, "server"]} | {
+        words: sides[variant, "client"] for variant, words in (
+            (POOLED, "one adapter for all edges"), (BIAS, "a constant of each edge"))
+        if (variant, "client") in sides}
+    for words, rival in rivals.items():
+        found = paired(own.at(results, "mae"), rival.at(results, "mae"))
+        if found is None:
+            continue
+        told = ("one seed cannot say whether adapters are better than" if found.low is None else
+                "adapters are better than" if found.below else
+                "adapters are worse than" if found.above else
+                "no gain of adapters is shown over")
+        said.append(f"{data_words(results, where)}: {told} {words}, MAE "
+                    f"{difference_text(found)}.")
+    return said
 
 
 def _sizes(results: Results, where: Labels, variants: Sequence[str]) -> Table:

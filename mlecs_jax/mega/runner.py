@@ -1,7 +1,8 @@
 """What a sweep's worker does with a job of Mega-CE² (see :mod:`mlecs_jax.repro.worker`).
 
 ``method.name`` says what is run: ``mega_ce2`` in three tiers, a model of
-:mod:`mlecs_jax.models.sentiment_zoo` on one machine with all data, ``latency`` or ``params``.
+:mod:`mlecs_jax.models.sentiment_zoo` on one machine with all data, one of
+:mod:`mlecs_jax.mega.controls`, ``latency`` or ``params``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mlecs_jax import experiment as experiments
 from mlecs_jax import runlog
 from mlecs_jax.data import sentiment
 from mlecs_jax.data.sentiment import SentimentData
-from mlecs_jax.mega import centralised, config, counts, experiment, latency, setting
+from mlecs_jax.mega import centralised, config, controls, counts, experiment, latency, setting
 from mlecs_jax.mega.config import DataConfig, MegaConfig
 from mlecs_jax.models import sentiment_zoo
 from mlecs_jax.report.run_report import write_report
@@ -46,7 +47,7 @@ def provenance(values: Values) -> Provenance:
         entry = {LATENCY: "mlecs_jax.mega.latency", PARAMS: "mlecs_jax.mega.counts"}[name]
         return Provenance({"source": "none", "samples": 0, "sha256": ""}, code_version(entry))
     entries = ((name, "mlecs_jax.mega.experiment") if name == "mega_ce2" else
-               ("mlecs_jax.mega.centralised",))
+               ("mlecs_jax.mega.centralised", "mlecs_jax.mega.controls"))
     return Provenance(experiment.data_identity(_data(options.data)), code_version(*entries))
 
 
@@ -70,7 +71,7 @@ def run(
             on_version=lambda record: on_round(record["round"] + 1, record["rounds"]))
         return
     if name not in (LATENCY, PARAMS):
-        _centralised(options, folder, on_round)
+        _logged(options, folder, on_round)
         return
     found = _by_name(latency.rows(options.eval.latency)) if name == LATENCY else (
         counts.paper_counts())
@@ -80,43 +81,58 @@ def run(
     os.replace(temporary, folder / "summary.json")
 
 
-def _centralised(
+def _logged(
     options: MegaConfig, folder: Path, on_round: Callable[[int, int], None]
 ) -> None:
-    """One model on all training segments; ``mult`` has the shape of the three-tier run.
+    """A model on one machine, or a control: its records, its summary and its page.
 
-    A run that was cut short begins again: its epochs are no rounds with checkpoints.
+    A run that was cut short begins again: its rounds have no checkpoints.
     """
     data, name = _data(options.data), options.method.name
-    split = sentiment.split(data, options.data.split, options.partition.seed)
-    settings = sentiment_zoo.published_options(name, options.data.name)
-    epochs = min(settings.epochs, options.train.centralised_epochs)
-    model = sentiment_zoo.build(
-        name, options.data.name, crossmodal_config=options.model_config(),
-        align=len({steps for steps, _ in data.shapes.values()}) > 1)
     (folder / runlog.METRICS).unlink(missing_ok=True)
     identity = dataclasses.asdict(options) | {"samples": experiment.data_identity(data)}
     with contextlib.closing(runlog.RunLog(folder, identity)) as log:
 
-        def on_epoch(record: dict[str, int | float]) -> None:
-            epoch = int(record["epoch"])
-            log.append({"round": epoch - 1, "rounds": epochs, "epoch": epoch,
-                        "data_source": data.source, "learning_rate": record["learning_rate"],
-                        "train": {"mae": record["train_mae"]},
-                        "eval": {"val": {"mae": record["val_mae"]}}})
-            on_round(epoch, epochs)
+        def on_record(record: dict[str, Any]) -> None:
+            log.append(record | {"data_source": data.source})
+            on_round(record["round"] + 1, record["rounds"])
 
-        trained = centralised.train_centralised(
-            model, sentiment.standardise(data, split.train), split,
-            dataclasses.replace(settings, epochs=epochs), options.seed, on_epoch=on_epoch)
+        found = (controls.run if name in controls.NAMES else _centralised)(
+            options, data, on_record)
         log.write_summary({
             "method": name, "data_source": data.source,
-            "caution": sentiment.caution(data, options.data.split), "split": options.data.split, "rounds": len(trained.history),
-            "server": experiment.without_nan(trained.test),
+            "caution": sentiment.caution(data, options.data.split), "split": options.data.split,
+            **found})
+        write_report(folder)
+
+
+def _centralised(
+    options: MegaConfig, data: SentimentData, on_record: controls.OnRecord
+) -> dict[str, Any]:
+    """One model on all training segments; ``mult`` has the shape of the three-tier run."""
+    name, limit = options.method.name, options.train.centralised_epochs
+    settings = (controls.tiers_recipe(options, data) if options.train.recipe == "tiers" else
+                sentiment_zoo.published_options(name, options.data.name))
+    settings = dataclasses.replace(settings, epochs=min(settings.epochs, limit or settings.epochs))
+    split = sentiment.split(data, options.data.split, options.partition.seed)
+    model = sentiment_zoo.build(
+        name, options.data.name, crossmodal_config=options.model_config(),
+        align=len({steps for steps, _ in data.shapes.values()}) > 1)
+
+    def on_epoch(record: dict[str, int | float]) -> None:
+        epoch = int(record["epoch"])
+        on_record({"round": epoch - 1, "rounds": settings.epochs, "epoch": epoch,
+                   "learning_rate": record["learning_rate"],
+                   "train": {"mae": record["train_mae"]},
+                   "eval": {"val": {"mae": record["val_mae"]}}})
+
+    trained = centralised.train_centralised(
+        model, sentiment.standardise(data, split.train), split, settings, options.seed,
+        on_epoch=on_epoch)
+    return {"rounds": len(trained.history), "server": experiment.without_nan(trained.test),
             "validation": {"server": experiment.without_nan(trained.val)},
             "extra": {"best_epoch": trained.best_epoch},
-            "timing": {"train_seconds": round(trained.seconds, 2)}})
-        write_report(folder)
+            "timing": {"train_seconds": round(trained.seconds, 2)}}
 
 
 def _by_name(rows: list[dict[str, Any]]) -> dict[str, float]:

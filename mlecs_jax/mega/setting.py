@@ -58,7 +58,8 @@ class MegaSetting:
         options, parents = self.config.clock, self.topology.root.parents(2)
         paces = tuple(
             Pace(tuple(float(steps) * options.step_seconds / options.speed(edge)
-                       for steps in self.steps()[parents == edge]), links.preset(options.links))
+                       for steps in self.steps()[parents == edge]),
+                 links.preset(options.link(edge)))
             for edge in range(self.config.partition.edges))
         return Timing(paces, channel.num_bytes(message), options.jitter, options.seed)
 

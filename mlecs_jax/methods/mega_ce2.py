@@ -32,15 +32,12 @@ from mlecs_jax import aggregate, channel, train
 from mlecs_jax.mega import clock
 from mlecs_jax.mega.clock import Arrival, Report
 from mlecs_jax.mega.config import MegaConfig
-from mlecs_jax.mega.federation import Padded
+from mlecs_jax.mega.personal import Predictor, batches, end_keys, personaliser, rows_of
 from mlecs_jax.mega.setting import MegaSetting
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
-from mlecs_jax.models import adapters as adapter_blocks
 from mlecs_jax.models.adapters import Adapters
 
 Params = Any
-TRAIN, TUNE, ADAPTERS = range(3)  # stages, folded into keys
-PREDICTED_TOGETHER = 128  # segments
 
 
 @struct.dataclass
@@ -220,139 +217,10 @@ def upload(model: Params, count: Any, template: Params) -> dict[str, Any]:
     return {"model": model, "count": count}
 
 
-def personaliser(
-    setting: MegaSetting, predict: Predictor, edges: Sequence[int] | None = None
-) -> Callable[[Params, jax.Array], tuple[Adapters, Predictions]]:
-    """Adapters tuned beside a frozen w_g; see :class:`MegaMethod`.
-
-    Each edge keeps the epoch with its lowest validation error; epoch 0 is the untuned adapter.
-
-    Args:
-      edges: whose; None all edges. What an edge gets does not depend on who else is there.
-    """
-    config, federation, topology = setting.config, setting.federation, setting.topology
-    options = config.adapter
-    numbers = np.arange(config.partition.edges) if edges is None else np.asarray(edges)
-    steps = -(-federation.edges.counts // options.batch_size)
-
-    def tune_edge(shared: Mapping[str, Any], adapters: Adapters, own: Mapping[str, Any]):
-        def loss(adapters, batch, key):
-            answer = setting.model.apply(shared["model"], batch, train=True, key=key,
-                                         adapters=adapters)  # pyright: ignore[reportCallIssue]
-            error = jnp.mean(jnp.abs(answer - batch.labels))
-            return error, {"mae": error}
-
-        return train.fit(
-            loss, adapters, batches(shared["segments"], own, options.batch_size), own["steps"],
-            shared["rate"], own["key"], transform=train.optimiser(config.train.clip))
-
-    tune = setting.for_each_client(tune_edge)
-
-    def personalise(model: Params, key: jax.Array) -> tuple[Adapters, Predictions]:
-        model = topology.to_edge(model)
-        drawn = [adapter_blocks.init(end_keys(key, np.array([ADAPTERS]), np.array([edge]))[0],
-                                     setting.shape.pairs(), setting.shape.width,
-                                     share=options.share) for edge in numbers]
-        adapters = topology.to_edge(jax.tree.map(lambda *x: np.stack(x), *drawn))
-        best, errors = adapters, predict.validation_errors(model, adapters, numbers)
-        history = [float(errors.mean())]
-        shared = {"segments": setting.segments, "model": model,
-                  "rate": np.float32(options.learning_rate)}
-        for epoch in range(options.epochs):
-            own = rows_of(federation.edges, numbers) | {
-                "steps": steps[numbers].astype(np.int32),
-                "key": end_keys(jax.random.fold_in(key, TUNE), np.full(len(numbers), epoch),
-                                numbers)}
-            adapters, _ = tune(shared, jax.tree.map(jnp.copy, adapters), topology.to_edge(own))
-            found = predict.validation_errors(model, adapters, numbers)
-            best = _where(found < errors, adapters, best)
-            errors = np.minimum(errors, found)
-            history.append(float(found.mean()))
-        return best, predict.own(model, best, numbers) | {"history": history}
-
-    return personalise
-
-
-class Predictor:
-    """Predictions on held-out segments: by one model for all, or by each edge's own."""
-
-    def __init__(self, setting: MegaSetting):
-        self._setting = setting
-        split = setting.federation.split
-        self._rows = np.concatenate([split.val, split.test])
-        self._place = {int(row): i for i, row in enumerate(self._rows)}
-
-        def predict(segments, model, adapters, rows):
-            def chunk(rows):
-                return setting.model.apply(
-                    model, _take(segments, rows),
-                    adapters=adapters)  # pyright: ignore[reportCallIssue]
-
-            return jax.lax.map(chunk, rows).ravel()
-
-        self._predict = jax.jit(predict)
-
-    def all(self, model: Params) -> Predictions:
-        """``{'val': [a], 'test': [b]}`` by one model, in the order of the split's rows."""
-        return self._parts(self._run(model, None, self._rows))
-
-    def own(self, model: Params, adapters: Adapters, edges: np.ndarray) -> Predictions:
-        """The same, each segment by its edge's model and adapter; NaN where the edge is not among
-        those whose adapters are given."""
-        answers = np.full(len(self._rows), np.nan, np.float32)
-        federation = self._setting.federation
-        for held_out in (federation.val, federation.test):
-            for i, edge in enumerate(edges):
-                rows = held_out.rows[edge][held_out.real[edge]]
-                own = jax.tree.map(lambda x, i=i: x[i], adapters)
-                answers[[self._place[int(row)] for row in rows]] = self._run(model, own, rows)
-        return self._parts(answers)
-
-    def validation_errors(
-        self, model: Params, adapters: Adapters, edges: np.ndarray
-    ) -> np.ndarray:
-        """Mean absolute error of some edges, each by its adapter, on their validation rows."""
-        held_out = self._setting.federation.val
-        labels = self._setting.federation.data.labels
-        errors = []
-        for i, edge in enumerate(edges):
-            rows = held_out.rows[edge][held_out.real[edge]]
-            own = jax.tree.map(lambda x, i=i: x[i], adapters)
-            errors.append(np.abs(self._run(model, own, rows) - labels[rows]).mean())
-        return np.array(errors)
-
-    def _run(self, model: Params, adapters: Adapters | None, rows: np.ndarray) -> np.ndarray:
-        """In chunks of one size, so that one program serves every set of rows of about a size."""
-        chunks = 2 ** int(np.ceil(np.log2(-(-len(rows) // PREDICTED_TOGETHER))))
-        padded = np.resize(rows, chunks * PREDICTED_TOGETHER).reshape(chunks, -1)
-        answers = self._predict(self._setting.segments, model, adapters, padded)
-        return self._setting.topology.host(answers)[:len(rows)]
-
-    def _parts(self, answers: np.ndarray) -> Predictions:
-        val = len(self._setting.federation.split.val)
-        return {"val": answers[:val], "test": answers[val:]}
-
-
-def rows_of(padded: Padded, nodes: np.ndarray) -> dict[str, np.ndarray]:
-    """``rows`` and ``count`` of some nodes, stacked."""
-    return {"rows": padded.rows[nodes], "count": padded.counts[nodes]}
-
-
-def batches(segments: Any, own: Mapping[str, Any], batch_size: int) -> Callable[[Any], Any]:
-    """The batch of a step, from the node's own rows in random order."""
-    rows = own["rows"]
-    order = train.shuffle(jax.random.fold_in(own["key"], 2**31 - 1),  # no step has this number
-                          jnp.arange(rows.shape[0]) < own["count"])
-    return lambda step: _take(segments, rows[train.batch_rows(order, step, batch_size)])
-
-
-def end_keys(key: jax.Array, cycles: np.ndarray, nodes: np.ndarray) -> jax.Array:
-    """One key per node, a function of its number and of how often it has trained alone: what a
-    node draws does not depend on who else reports."""
-    def one(cycle, node):
-        return jax.random.fold_in(jax.random.fold_in(key, cycle), node)
-
-    return jax.vmap(one)(jnp.asarray(cycles), jnp.asarray(nodes))
+def adapter_bytes(message: Mapping[str, Any], adapters: Adapters) -> int:
+    """Bytes of those leaves of a message that stand where adapters have theirs; none should."""
+    private = {f"model/{path}" for path in channel.pack(adapters)}
+    return sum(leaf.nbytes for path, leaf in channel.pack(message).items() if path in private)
 
 
 def _rate(setting: MegaSetting, arrivals: list[Arrival], began: float) -> float:
@@ -364,10 +232,6 @@ def learning_rate(config: MegaConfig, share: float) -> float:
     """Learning rate of a cycle that begins when ``share`` of the run is over; linear."""
     options = config.train
     return options.learning_rate * (1.0 - (1.0 - options.final_rate_fraction) * share)
-
-
-def _take(segments: Any, rows: Any) -> Any:
-    return jax.tree.map(lambda x: x[rows], segments)
 
 
 @jax.jit
@@ -391,13 +255,6 @@ def _broadcast_one(model: Params, copies: int) -> Params:
 def _replace(models: Params, edges: jax.Array, new: Params) -> Params:
     """Stacked models with those of some edges replaced."""
     return jax.tree.map(lambda old, new: old.at[edges].set(new), models, new)
-
-
-@jax.jit
-def _where(chosen: jax.Array, new: Params, old: Params) -> Params:
-    """Per edge the new tree or the old one."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
 _group_mean = jax.jit(aggregate.group_mean, static_argnums=3)

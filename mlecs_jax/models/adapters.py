@@ -7,7 +7,8 @@ be taken out before an upload. A tree has one block for each place where one is 
                          'out_bias': [d], 'linear_kernel': [d, d], 'linear_bias': [d]}, …}
 
 or a single block ``'shared'`` used at all of them. At d = 300 a block has 361,200 parameters of
-attention and 90,300 of its linear layer (Mega-CE², Table 5).
+attention and 90,300 of its linear layer (Mega-CE², Table 5). A tree ``{'output': {'bias': []}}`` is
+a constant that is added to the prediction, the least that can be personal.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mlecs_jax.models import initial
 from mlecs_jax.models.attention import attend
 
 Adapters = dict[str, dict[str, Any]]
-SHARED = "shared"
+SHARED, OUTPUT = "shared", "output"
 STD = 0.02
 
 
@@ -47,6 +48,20 @@ def init(key: PRNGKeyArray, places: Sequence[str], width: int, *, share: bool) -
         return kernels | biases
 
     return {place: block() for place in ([SHARED] if share else places)}
+
+
+def biases(values: Float[Any, " C"]) -> Adapters:
+    """Stacked trees of one constant each."""
+    return {OUTPUT: {"bias": values}}
+
+
+def parts(
+    adapters: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any] | None, Float[Array, ""] | None]:
+    """Blocks beside the transformers, and the constant added to the prediction; one of them."""
+    if adapters is not None and OUTPUT in adapters:
+        return None, adapters[OUTPUT]["bias"]
+    return adapters, None
 
 
 def apply(

@@ -270,7 +270,7 @@ def model(config: CrossModalConfig, name: str = "MulT") -> SentimentModel:
     """The cross-modal transformer behind the common interface.
 
     ``apply`` takes ``adapters=`` besides: a tree of :func:`mlecs_jax.models.adapters.init` with a
-    block for each of ``config.pairs()``, or a shared one.
+    block for each of ``config.pairs()``, or a shared one, or a constant.
     """
     module = CrossModalTransformer(config)
 
@@ -278,8 +278,10 @@ def model(config: CrossModalConfig, name: str = "MulT") -> SentimentModel:
         return initial.draw_uniform(lambda key: module.init(key, example), key, xavier="layers")
 
     def apply(params, batch, *, train=False, key=None, adapters=None):
-        return module.apply({"params": params}, batch, adapters, deterministic=not train,
-                            rngs={"dropout": key} if train else None)
+        blocks, shift = adapter_blocks.parts(adapters)
+        answer = module.apply({"params": params}, batch, blocks, deterministic=not train,
+                              rngs={"dropout": key} if train else None)
+        return answer if shift is None else answer + shift
 
     return SentimentModel(name, init, apply, absolute_error(apply))
 

@@ -43,8 +43,8 @@ def alignment_loss(scores: Float[Array, "B T classes"]) -> Float[Array, ""]:
     """
     batch, steps, length = scores.shape[0], scores.shape[1], scores.shape[2] - 1
     if steps < length:
-        raise UserError(f"a stream of {steps} steps cannot be aligned to {length} words; set "
-                        "model.align to none")
+        raise UserError(f"a stream of {steps} steps cannot be aligned to {length} words; use "
+                        "a model that needs no alignment (mult, lf_lstm, v2em_lite)")
     targets = jnp.broadcast_to(jnp.arange(1, length + 1), (batch, length))
     losses = optax.ctc_loss(scores, jnp.zeros((batch, steps)), targets, jnp.zeros((batch, length)))
     return jnp.mean(losses) / length
@@ -70,5 +70,6 @@ def same_length(*streams: Float[Array, "B _ _"]) -> tuple[Float[Array, "B _ _"],
     """
     if len({stream.shape[1] for stream in streams}) > 1:
         lengths = ", ".join(str(stream.shape[1]) for stream in streams)
-        raise UserError(f"text, audio and vision have {lengths} steps; set model.align to ctc")
+        raise UserError(f"text, audio and vision have {lengths} steps; build the "
+                        "model with align=True")
     return streams

@@ -19,10 +19,13 @@ _WORDS = {
     "weighted_f1": "weighted F1",
 }
 _NAMES = {
-    "centralized": "Centralized", "co_plms": "Co-PLMs (approximation)", "ef_lstm": "EF-LSTM",
+    "centralized": "Centralized", "co_plms": "Co-PLMs (approximation)",
+    "constant": "Constant: median of training labels", "edges_alone": "Edges alone, MulT",
+    "ef_lstm": "EF-LSTM", "fedavg_lf_lstm": "LF-LSTM, FedAvg",
     "fedavg_lora": "FedAvg-LoRA", "fedilora": "FediLoRA", "fedmllm": "FedMLLM",
     "lf_lstm": "LF-LSTM", "localpub": "Local + public",
-    "localpub_mixed": "Local + public, mixed", "mctn": "MCTN",
+    "localpub_mixed": "Local + public, mixed",
+    "majority": "Constant: the more frequent sign", "mctn": "MCTN",
     "mega_ce2": "Mega-CE²", "ml_ecs": "ML-ECS", "ml_ecs_plus": "ML-ECS+",
     "mosei": "CMU-MOSEI", "mosi": "CMU-MOSI", "mult": "MulT, centralised",
     "multi_fedavg": "Multi-FedAvg",

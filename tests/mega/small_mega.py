@@ -57,11 +57,12 @@ def toy(width: int = 8) -> SentimentModel:
 
     def apply(params, batch, *, train=False, key=None, adapters=None):
         x = batch.text @ params["project"]
-        if adapters is not None:
-            x = x + adapter_blocks.apply(adapters, "text_with_vision", x, heads=2)
+        blocks, shift = adapter_blocks.parts(adapters)
+        if blocks is not None:
+            x = x + adapter_blocks.apply(blocks, "text_with_vision", x, heads=2)
         if train:
             x = x * jax.random.bernoulli(key, 0.9, x.shape)
-        return x.mean(axis=1) @ params["head"]
+        return x.mean(axis=1) @ params["head"] + (0 if shift is None else shift)
 
     return SentimentModel("toy", init, apply, absolute_error(apply))
 

@@ -25,12 +25,41 @@ def test_every_job_is_a_configuration_that_can_be_run(artefact):
     assert SYSTEMS["mega"][artefact].findings(asked(artefact), Results(())) is not None
 
 
-def test_tables_1_and_2_are_mosi_and_mosei_with_six_models_and_ours():
+def test_tables_1_and_2_are_mosi_and_mosei_with_six_models_ours_and_controls():
     for artefact, dataset in (("table1", "mosi"), ("table2", "mosei")):
         jobs = SYSTEMS["mega"][artefact].jobs(asked(artefact, "--seeds=1"))
         assert {job.labels["dataset"] for job in jobs} == {dataset}
         assert {job.values["data"]["name"] for job in jobs} == {dataset}
-        assert len(jobs) == 7
+        assert len(jobs) == len(artefacts.COMPARED) == 13
+        changed = {(job.labels["method"], job.labels["variant"]): job.values for job in jobs}
+        assert changed["mega_ce2", "synchronous"]["method"]["mode"] == "sync"
+        assert changed["mult", "our recipe"]["train"]["recipe"] == "tiers"
+
+
+def test_figures_are_of_both_datasets_unless_one_is_asked_for():
+    for artefact in ("convergence", "ablation", "adapters"):
+        plan = SYSTEMS["mega"][artefact].jobs
+        assert [job.labels["dataset"] for job in plan(asked(artefact, "--seeds=1"))] == sum(
+            ([name] * (len(plan(asked(artefact, "--seeds=1"))) // 2)
+             for name in ("mosi", "mosei")), [])
+        assert {job.labels["dataset"] for job in plan(asked(artefact, "--dataset=mosei"))} == {
+            "mosei"}
+
+
+def test_goals_are_said_to_be_met_or_not(tmp_path):
+    """MulT .80; ours .795 and .70 (global): within a point, and not; alone .90 is first."""
+    runs = []
+    for seed in range(2):
+        values = {"server.acc2_non0": 0.70 + seed / 1000, "client.acc2_non0": 0.795 + seed / 1000}
+        runs.append(made(tmp_path, "", seed=seed, **values))
+        runs.append(made(tmp_path, "", seed=seed, method="mult",
+                         **{"server.acc2_non0": 0.80 + seed / 1000}))
+        runs.append(made(tmp_path, "", seed=seed, method="edges_alone",
+                         **{"client.acc2_non0": 0.90 + seed / 1000}))
+    said = "\n".join(findings.comparison(asked("table1"), Results(tuple(runs))).sentences)
+    assert "of the 3 federated rows, Edges alone, MulT has the highest mean Acc2 non0" in said
+    assert "personalised is within 1 point of Acc2 non0 of MulT, centralised" in said
+    assert "global is not within 1 point" in said and "as is the whole interval" in said
 
 
 def test_splits_and_seeds_make_a_grid():
@@ -38,7 +67,7 @@ def test_splits_and_seeds_make_a_grid():
         "table1", "--seeds=3", "--methods=mega_ce2,raven", "--splits=canonical,segment"))
     assert [(job.labels["seed"], job.labels["split"], job.labels["method"]) for job in jobs] == [
         (seed, split, method) for seed in range(3) for split in ("canonical", "segment")
-        for method in ("mega_ce2", "raven")]
+        for method in ("mega_ce2", "mega_ce2", "raven")]  # asynchronous and synchronous
     assert {job.values["data"]["split"] for job in jobs} == {"canonical", "segment"}
 
 
@@ -67,12 +96,13 @@ def test_convergence_compares_at_the_synchronous_runs_best_error(tmp_path):
     found = convergence.findings(asked("convergence"), Results(runs[:2]))
     assert texts(found.tables[0], 0) == ["seed 0", "0.7000", "30.0", "12.0", "0.40"]
     assert "in .400 of its simulated time, in 1 of 1 seed" in found.sentences[0]
+    assert "0.6 or less, is met" in found.sentences[0]
     assert texts(found.tables[1], 2)[2] == "−.200 (n=1)"
     assert all("SIMULATED" in table.title for table in found.tables)
     found = convergence.findings(asked("convergence"), Results(runs))
     assert texts(found.tables[0], 1) == ["seed 1", "0.5000", "10.0", "not reached", "–"]
     assert texts(found.tables[0], 2)[0] == "mean, 1 of 2 that reach it"
-    assert "in 1 of 2 seeds" in found.sentences[0]
+    assert "in 1 of 2 seeds" in found.sentences[0] and "is not met" in found.sentences[0]
     found = convergence.findings(asked("convergence"), Results(runs[2:]))
     assert "none of 1 seeds" in found.sentences[0]
     assert convergence.reached([(1.0, 0.9)], 0.8) is None
@@ -92,7 +122,7 @@ def test_tables_hold_spread_interval_seeds_and_the_papers_figures(tmp_path):
     assert scores.columns[-3:] == ("paper: Acc2", "paper: F1", "paper: MAE")
     assert texts(scores, 0)[-3:] == [".853", ".592", ".529"]
     assert texts(scores, 2)[-3:] == [".741", ".440", ".680"]
-    assert [row[6].strong for row in scores.rows] == [True, False, False]  # the lowest MAE
+    assert [row[8].strong for row in scores.rows] == [True, False, False]  # the lowest MAE
     assert [row[1].strong for row in scores.rows] == [True, True, False]
     assert texts(personal, 1)[:2] == ["minus EF-LSTM", "+.070 [−.311, +.451]"]
 
@@ -112,7 +142,7 @@ def test_a_lower_error_is_better(tmp_path):
             ("full", 0.7), ("text alone", 0.8)) for seed in range(3)]
     found = findings.ablation(asked("ablation"), Results(tuple(runs)))
     assert "text alone, personalised is worse" in found.sentences[0]
-    assert "+.100" in found.tables[1].rows[0][6].text
+    assert "+.100" in found.tables[1].rows[0][8].text
 
 
 def test_adapters_are_compared_with_the_global_model_of_the_same_run(tmp_path):
@@ -120,8 +150,21 @@ def test_adapters_are_compared_with_the_global_model_of_the_same_run(tmp_path):
         "client.mae": 0.8, "server.mae": 0.9, "extra.adapter_parameters": 5248.0,
         "communication.adapter_bytes_sent": 0.0})
     _, gains, sizes = findings.adapters(asked("adapters"), Results((run,))).tables
-    assert "−.100" in gains.rows[0][6].text  # column of the MAE
+    assert "−.100" in gains.rows[0][8].text  # column of the MAE
     assert texts(sizes, 0) == ["shared", "5,248", "–", "0"]
+
+
+def test_adapters_are_compared_with_one_for_all_and_with_a_constant(tmp_path):
+    runs = [made(tmp_path, variant, seed=seed, **{
+        "client.mae": error + 0.001 * seed, "server.mae": 0.9}) for variant, error in (
+            (findings.SHARED, 0.7), (findings.POOLED, 0.8), (findings.BIAS, 0.7))
+        for seed in range(3)]
+    found = findings.adapters(asked("adapters"), Results(tuple(runs)))
+    assert texts(found.tables[2], 0)[0] == "shared minus one for all edges"
+    said = "\n".join(found.sentences)
+    assert "adapters are better than the global model" in said
+    assert "adapters are better than one adapter for all edges" in said
+    assert "no gain of adapters is shown over a constant of each edge" in said
 
 
 def test_latency_shows_both_accountings_and_the_papers(tmp_path):

@@ -18,8 +18,7 @@ from mlecs_jax.deploy.mega_edge import MegaEdgeApp
 from mlecs_jax.deploy.memory import MemoryTransport
 from mlecs_jax.deploy.wire import Header, Message, WireError
 from mlecs_jax.errors import UserError
-from mlecs_jax.mega import config, experiment, federation, setting
-from mlecs_jax.methods import mega_ce2
+from mlecs_jax.mega import config, experiment, federation, personal, setting
 from mlecs_jax.metrics import sentiment as metrics
 from mlecs_jax.report.run_report import write_report
 
@@ -415,6 +414,6 @@ def test_the_personal_model_stays_on_the_edge(deployed):
     for name in ROSTER:
         found = load_file(deployed[0] / name / "personal.safetensors")
         assert {path.partition("/")[0] for path in found} == {"model", "adapter"}
-    assert mega_ce2.ADAPTERS  # adapters have keys of their own, so they differ between edges
+    assert personal.ADAPTERS  # adapters have keys of their own, so they differ between edges
     own = [load_file(deployed[0] / name / "personal.safetensors") for name in ROSTER[:2]]
     assert any(not np.array_equal(own[0][path], own[1][path]) for path in own[0])

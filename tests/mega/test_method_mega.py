@@ -1,6 +1,7 @@
 """The three-tier method against FedAvg and Eq. 4 by hand; runs that resume; nothing uploaded that
 must stay."""
 
+import dataclasses
 import json
 
 import jax
@@ -120,6 +121,9 @@ def test_nothing_but_model_and_count_is_uploaded(unequal):
         mega_ce2.upload(model | {"adapters": own}, np.int32(3), model)
     assert method.communication(states[-1]) == {
         "uplink": 4 * (300 * 8 + 8) + 4, "downlink": 4 * (300 * 8 + 8)}
+    whole = {"model": model | {"shared": own["shared"]}, "count": np.int32(3)}
+    assert mega_ce2.adapter_bytes(mega_ce2.upload(model, np.int32(3), model), own) == 0
+    assert mega_ce2.adapter_bytes(whole, own) == channel.num_bytes(own)
     assert not [path for path, _ in jax.tree_util.tree_leaves_with_path(states[-1])
                 if "linear_kernel" in jax.tree_util.keystr(path)]
 
@@ -163,6 +167,41 @@ def test_an_adapter_no_epoch_helps_stays_untuned():
     model = method.init(jax.random.key(0)).cloud
     adapters, _ = method.personalise(model, KEY)
     assert max(np.abs(np.asarray(x)).max() for x in jax.tree.leaves(adapters)) < 0.2
+
+
+def test_controls_of_adapters(unequal):
+    """Pooled: the same adapter answers for all edges. Bias: the median training residual, where
+    it helps on validation."""
+    made, _, states = unequal
+    model = states[-1].cloud
+
+    def personal(**changes):
+        options = dataclasses.replace(made.config.adapter, epochs=2, **changes)
+        own = dataclasses.replace(made, config=dataclasses.replace(made.config, adapter=options))
+        return mega_ce2.personaliser(own, mega_ce2.Predictor(own))(model, KEY)
+
+    adapters, answers = personal(scope="pooled")
+    for leaf in jax.tree.leaves(adapters):
+        assert len(leaf) == 3 and (np.asarray(leaf) == np.asarray(leaf[:1])).all()
+    assert len(answers["history"]) == 3 and np.isfinite(answers["test"]).all()
+    adapters, answers = personal(kind="bias")
+    data, plain = made.federation.data, jax.jit(made.model.apply)
+    predict = mega_ce2.Predictor(made)
+    for edge, bias in enumerate(adapters["output"]["bias"]):
+        rows = {part: held.rows[edge][held.real[edge]] for part, held in (
+            ("train", made.federation.edges), ("val", made.federation.val))}
+        residuals = {part: data.labels[own] - np.asarray(predict.on(model, None, own))
+                     for part, own in rows.items()}
+        median = np.median(residuals["train"])
+        helps = np.abs(residuals["val"] - median).mean() < np.abs(residuals["val"]).mean()
+        assert float(bias) == pytest.approx(float(median) if helps else 0.0, abs=1e-6)
+    assert adapters["output"]["bias"].any()
+    shifted = plain(model, data.batch(rows["val"]), adapters={"output": {"bias": 2.0}})
+    np.testing.assert_allclose(shifted - plain(model, data.batch(rows["val"])), 2.0, atol=1e-5)
+    with pytest.raises(UserError, match="adapter.scope is pooled"):
+        pooled = dataclasses.replace(made, config=dataclasses.replace(
+            made.config, adapter=dataclasses.replace(made.config.adapter, scope="pooled")))
+        mega_ce2.personaliser(pooled, predict, [1])
 
 
 def run(folder, monkeypatch, **options):
@@ -238,7 +277,9 @@ def test_held_out_segments_follow_the_edges_sentiments():
 
 @pytest.mark.parametrize("change, message", [
     ({"method__mode": "fast"}, "method.mode"), ({"clock__speeds": "1,fast"}, "clock.speeds"),
-    ({"clock__speeds": "1,0"}, "clock.speeds"), ({"clock__links": "5g"}, "links preset"),
+    ({"clock__speeds": "1,0"}, "clock.speeds"), ({"clock__links": "realistic,5g"}, "links preset"),
+    ({"model__kernels": "1,3"}, "model.kernels is '1,3'"), ({"model__kernels": "x"}, "kernels"),
+    ({"model__last_steps": 0}, "model.last_steps is 0"), ({"adapter__scope": "all"}, "scope"),
     ({"train__rounds": 0}, "train.rounds is 0"), ({"clock__jitter": -0.1}, "clock.jitter"),
     ({"partition__edges": 0}, "partition.edges"), ({"adapter__epochs": -1}, "adapter.epochs"),
     ({"method__staleness_exponent": -1.0}, "staleness_exponent"),
@@ -287,3 +328,22 @@ def test_the_cross_modal_transformer_learns_in_three_tiers(tmp_path):
     constant = np.abs(labels - np.median(DATA.labels[DATA.canonical == sentiment.TRAIN])).mean()
     assert found["validation"]["server"]["mae"] < constant
     assert found["extra"]["adapter_parameters"] == 4 * 32 * 32 + 4 * 32 + 32 * 32 + 32
+
+
+def test_what_the_papers_leave_open_is_configuration():
+    shape = config.parse(values(model__preset="mosi", model__kernels="1", model__last_steps=2,
+                                model__residual_norm=True)).model_config()
+    assert (shape.kernels, shape.last_steps, shape.residual_norm) == ((1, 1, 1), 2, True)
+    assert config.parse(values(model__kernels="1,3,5")).model_config().kernels == (1, 3, 5)
+    assert config.parse(values(model__preset="mosi")).model_config().kernels == (1, 3, 3)
+
+
+def test_every_edge_has_links_of_its_own():
+    """On the paper's links a cycle of the same training takes less, by transfers alone."""
+    made = build_toy(clock__links="realistic, paper", clock__speeds="1", clock__jitter=0.0)
+    assert [made.config.clock.link(edge) for edge in range(3)] == ["realistic", "paper",
+                                                                   "realistic"]
+    timing = made.timing({"x": np.zeros(1_000_000, np.float32)})
+    training = [max(pace.training) for pace in timing.paces]
+    over = [timing.cycle(edge, 0) - training[edge] for edge in range(3)]
+    assert over[0] == over[2] and over[1] < 0.5 * over[0]

@@ -196,7 +196,7 @@ def test_ablations_read_only_what_they_name():
     (lambda: CrossModalConfig(layers=0), "model.layers is 0"),
     (lambda: crossmodal.model(dataclasses.replace(TINY, kernels=(1, 1, 5))).init(
         jax.random.key(0), batch()), "vision has 4 steps"),
-    (lambda: sentiment_zoo.build("bert", "mosi"), "model.name is 'bert'"),
+    (lambda: sentiment_zoo.build("bert", "mosi"), "method.name is 'bert'"),
     (lambda: dataclasses.replace(sentiment_zoo.published_options("mctn", "mosi"), epochs=0),
      "train.epochs is 0"),
 ])
@@ -277,7 +277,7 @@ def test_every_part_of_a_baseline_learns(name, align):
 
 @pytest.mark.parametrize("name", ["ef_lstm", "raven", "mctn"])
 def test_streams_of_unequal_length_need_alignment(name):
-    with pytest.raises(UserError, match="model.align to ctc"):
+    with pytest.raises(UserError, match="align=True"):
         small_model(name, False).init(jax.random.key(0), batch((3, 5, 4)))
     with pytest.raises(UserError, match="cannot be aligned to 4 words"):
         small_model(name, True).init(jax.random.key(0), batch((4, 3, 5)))
