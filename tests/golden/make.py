@@ -33,6 +33,8 @@ DECODERS = {
     "llama": transformers.LlamaConfig(**LLAMA, rope_parameters=dict(
         rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0,
         high_freq_factor=4.0, original_max_position_embeddings=16)),
+    "llama_linear": transformers.LlamaConfig(**LLAMA, rope_parameters=dict(
+        rope_type="linear", rope_theta=500.0, factor=4.0)),
     "smollm2": transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True, attention_bias=True),
     "qwen2": transformers.Qwen2Config(**LLAMA, tie_word_embeddings=True, rope_parameters=dict(
         rope_type="default", rope_theta=1e6)),
@@ -43,6 +45,35 @@ ENCODERS = {
     "roberta": transformers.RobertaConfig(**ENCODER, pad_token_id=1, type_vocab_size=1),
 }
 ADAPTED = {"gpt2": ["c_attn", "attn.c_proj", "mlp.c_proj"], "qwen3": ["q_proj", "v_proj"]}
+
+
+def drawn(family: str, seed: int) -> transformers.PretrainedConfig:
+    """A random tiny shape of a family."""
+    r = np.random.default_rng(seed)
+
+    def one(*choices: int) -> int:
+        return int(r.choice(choices))
+
+    layers, heads, head, tied = one(1, 2, 3), one(2, 4), one(4, 6, 8), bool(one(0, 1))
+    common = dict(vocab_size=one(48, 61), bos_token_id=7, eos_token_id=7, tie_word_embeddings=tied)
+    if family in ("gpt2", "gptj"):
+        own = dict(n_layer=layers, n_embd=heads * head, n_head=heads, n_positions=one(16, 40),
+                   n_inner=one(20, 36), attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
+        if family == "gptj":
+            own |= dict(rotary_dim=one(2, 4))
+            common |= dict(tie_word_embeddings=False)
+        return {"gpt2": transformers.GPT2Config, "gptj": transformers.GPTJConfig}[family](
+            **common, **own)
+    kind = str(r.choice(["default", "linear"]))
+    rope = dict(rope_type=kind, rope_theta=float(one(500, 10_000)))
+    own = dict(num_hidden_layers=layers, hidden_size=heads * head, num_attention_heads=heads,
+               num_key_value_heads=one(1, heads // 2, heads), intermediate_size=one(20, 36),
+               max_position_embeddings=64, rms_norm_eps=1e-5,
+               rope_parameters=rope | (dict(factor=2.5) if kind == "linear" else {}))
+    if family == "qwen3":
+        own |= dict(head_dim=one(4, 10))
+    return {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config,
+            "qwen3": transformers.Qwen3Config}[family](**common, **own)
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:

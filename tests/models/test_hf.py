@@ -1,6 +1,7 @@
 """Hugging Face directories: parity with torch by golden files, round trips, refusals."""
 
 import functools
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.models import generate, hf, zoo
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-DECODERS = ["gpt2", "gptj", "llama", "smollm2", "qwen2", "qwen3"]
+DECODERS = ["gpt2", "gptj", "llama", "llama_linear", "smollm2", "qwen2", "qwen3"]
 
 
 @functools.cache
@@ -47,8 +48,9 @@ def test_logits_equal_torch(name):
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.slow] if name in ("smollm2", "qwen2") else [])
-    for name in DECODERS])  # those two go the way of llama and qwen3
+    pytest.param(name, marks=[pytest.mark.slow] if name in (
+        "llama_linear", "smollm2", "qwen2") else [])
+    for name in DECODERS])  # those go the way of llama and qwen3
 def test_padded_logits_and_greedy_answers_equal_torch(name):
     (model, params), expected = golden(name)
     tokens, mask = jnp.asarray(expected["tokens"], jnp.int32), jnp.asarray(expected["mask"])
@@ -61,6 +63,26 @@ def test_padded_logits_and_greedy_answers_equal_torch(name):
         answers = generate.greedy(model, params, None, None, tokens, mask,
                                   eos_id=int(expected["eos"]), **options)
         np.testing.assert_array_equal(np.maximum(answers, 0), expected["greedy_to_eos"])  # 0: pad
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_live_parity_with_torch_on_drawn_shapes(family, seed, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    spec = importlib.util.spec_from_file_location("make", GOLDEN / "make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    theirs = transformers.AutoModelForCausalLM.from_config(make.drawn(family, seed)).eval()
+    make.randomise(theirs, seed)
+    theirs.save_pretrained(tmp_path)
+    tokens = np.random.default_rng(seed).integers(0, 48, (3, 12))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)).logits.numpy()
+    model, params = hf.load(tmp_path)
+    ours = logits(model, params, jnp.asarray(tokens, jnp.int32))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
@@ -314,6 +336,18 @@ def test_the_zoo_knows_directories():
     assert zoo.decoder_config(f"hf:{GOLDEN / 'qwen3'}", 60) == golden("qwen3")[0][0].config
     with pytest.raises(UserError, match="64 rows for 70 tokens"):
         zoo.decoder_config(f"hf:{GOLDEN / 'qwen3'}", 70)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_many_files_streams(tmp_path):
+    """What is held beside the parameters is no more than a file; see bench/load_hf.py."""
+    script = Path(__file__).parents[2] / "bench/load_hf.py"
+    subprocess.run([sys.executable, str(script), "--directory", str(tmp_path / "model"), "--model",
+                    "gpt2", "--shard-bytes", "160000000", "--json", str(tmp_path / "row.json")],
+                   check=True, capture_output=True, cwd=script.parent)
+    row = json.loads((tmp_path / "row.json").read_text())["rows"][0]
+    assert row["parameters"] == 124_439_808 and row["files"] >= 3
+    assert row["beside_parameters_to_largest_file"] <= 1.3
 
 
 @pytest.mark.slow
