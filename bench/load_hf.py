@@ -1,10 +1,12 @@
-"""Seconds and peak host memory of loading a checkpoint of GPT-2-large's shape, random weights.
+"""Seconds and peak host memory of loading a checkpoint of GPT-2's shapes, random weights.
 
-    python bench/load_hf.py [--json F] [--directory D]
+    python bench/load_hf.py [--model gpt2-large] [--shard-bytes N] [--json F] [--directory D]
 
-Writes 774 million float32 parameters (3.1 GB) into D, or a temporary folder, unless they are
-there, and loads them in a fresh process. Memory is the peak resident size beyond that of the
-imports, to the size of the largest file; on a CPU it includes the loaded parameters.
+Writes the float32 parameters (of gpt2-large 774 million, 3.1 GB) into D, or a temporary folder,
+unless they are there, in one file or in several of at most N bytes, and loads them in a fresh
+process. Memory is the peak resident size beyond that of the imports, to the size of the largest
+file: whole, and without the loaded parameters, which on a CPU are in the host's memory too and on
+an accelerator are not.
 """
 
 import argparse
@@ -32,8 +34,8 @@ print(json.dumps({"seconds": time.perf_counter() - begun, "cpu": time.process_ti
 """
 
 
-def write(directory: Path) -> None:
-    """A directory of GPT-2-large's shape."""
+def write(directory: Path, name: str, shard_bytes: int) -> None:
+    """A directory of a named shape."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -41,32 +43,38 @@ def write(directory: Path) -> None:
     from mlecs_jax.models import hf, zoo
     from mlecs_jax.models.decoder import Decoder
 
-    config = zoo.decoder_config("gpt2-large", 50257)
+    config = zoo.decoder_config(name, 50257)
     shapes = jax.eval_shape(lambda: Decoder(config).init(
         jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
     rng = np.random.default_rng(0)
     hf.save(directory, config, jax.tree.map(
-        lambda x: rng.standard_normal(x.shape, np.float32) * np.float32(0.02), shapes))
+        lambda x: rng.standard_normal(x.shape, np.float32) * np.float32(0.02), shapes),
+        shard_bytes=shard_bytes)
 
 
 def measure(directory: Path) -> dict[str, float]:
-    """Loads in a fresh process: seconds, processor seconds, peak bytes, and their ratio."""
+    """Loads in a fresh process: seconds, processor seconds, peak bytes, and their ratios."""
     out = subprocess.run([sys.executable, "-c", CHILD, str(directory)], check=True,
                          capture_output=True, text=True)
     row = json.loads(out.stdout.splitlines()[-1])
-    largest = max(path.stat().st_size for path in directory.glob("*.safetensors"))
-    return row | {"largest_file": largest, "peak_to_largest_file": row["peak"] / largest}
+    sizes = [path.stat().st_size for path in directory.glob("*.safetensors")]
+    beside = row["peak"] - 4 * row["parameters"]
+    return row | {"files": len(sizes), "largest_file": max(sizes),
+                  "peak_to_largest_file": row["peak"] / max(sizes),
+                  "beside_parameters_to_largest_file": beside / max(sizes)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--directory", type=Path)
+    parser.add_argument("--model", default="gpt2-large", help="gpt2 or gpt2-large")
+    parser.add_argument("--shard-bytes", type=int, default=5 * 10**9)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.directory or Path(temporary)
         if not (directory / "config.json").exists():
-            write(directory)
+            write(directory, options.model, options.shard_bytes)
         row = measure(directory)
     print(json.dumps(row, indent=1))
     if options.json:
