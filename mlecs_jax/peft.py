@@ -3,16 +3,22 @@
 An adapter written here loads with ``peft.PeftModel.from_pretrained`` on the same base model, and
 one trained there loads here. A layer's ``a [d_in, r]`` and ``b [r, *d_out]`` are PEFT's
 ``lora_A.weight [r, d_in]`` and ``lora_B.weight [d_out, r]``; the scale alpha / r is the same.
+
+``python -m mlecs_jax.peft --run=DIR --node=J|server --out=FOLDER [--merged]`` takes the LoRA of a
+node out of a run's folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import json
+import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +28,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.lora import Lora, LoraConfig
-from mlecs_jax.models import hf_files, hf_names
+from mlecs_jax.lora import Lora, LoraConfig, Params, count, merge
+from mlecs_jax.models import hf, hf_files, hf_names
 from mlecs_jax.models.decoder import Decoder, DecoderConfig
+from mlecs_jax.serving import command
 
+if TYPE_CHECKING:
+    from mlecs_jax.restore import Restored
+
+DESCRIPTION = """Writes the LoRA of one node of a run, after its newest complete round, as a PEFT
+adapter; with --merged the whole backbone with it folded in, as a Hugging Face directory. What turns
+readings into soft prompts is not in either: python -m mlecs_jax.predict export has all."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _LAYER = re.compile(r".*\.\d+\.")
@@ -186,3 +199,96 @@ def _targets(names: list[str], num_layers: int) -> list[str]:
     ends = collections.Counter(_LAYER.sub("", name) for name in names)
     return sorted({end if ends[end := _LAYER.sub("", name)] == num_layers else name
                    for name in names})
+
+
+def from_run(run: Restored, device: int | None, out: Path, *, merged: bool = False) -> str:
+    """Writes the LoRA of a node, or its backbone merged with it; returns in words what is written.
+
+    Args:
+      run: restored ``unanswered``.
+      device: its number; None: the server, whose LLM's it is.
+      out: a folder that is not there yet, or empty.
+
+    Raises:
+      UserError: there is no such node, or the folder cannot be written or holds something.
+    """
+    from mlecs_jax import backbones
+
+    _check_free(out)
+    setting = run.setting
+    which = "llm" if device is None else "slm"
+    decoder, frozen, lora = _adapted(run, device)
+    node = "the server" if device is None else f"device {device}"
+    name = backbones.resolve(setting.config, setting.federation.samples)[0][which]
+    directory = name.startswith(backbones.HF)
+    base = str(Path(name.removeprefix(backbones.HF)).expanduser()) if directory else None
+    if merged:
+        # Bytes as tokens are no tokenizer of transformers.
+        tokenizer = None if base else getattr(setting.tokenizer, "wrapped", None)
+        hf.save(out, decoder.config, merge(frozen, lora, decoder.lora_config.alpha),
+                tokenizer=tokenizer, source=base)
+        return (f"{out}: {name} of {node} after {run.rounds} rounds, its LoRA merged, "
+                f"{'with' if base or tokenizer else 'without a'} tokenizer")
+    save(out, decoder.config, lora, decoder.lora_config, base_model=base)
+    where = (f"for {base}" if base else f"for {name}, which is drawn from a seed and in no file: "
+             "--merged writes the whole")
+    return f"{out}: LoRA of {node} after {run.rounds} rounds, {count(lora):,} numbers, {where}"
+
+
+def _adapted(run: Restored, device: int | None) -> tuple[Decoder, Params, Lora]:
+    """A node's decoder, its frozen parameters and its adapters."""
+    from mlecs_jax.scoring import PRIMARY
+
+    questions = run.method.evaluate(run.state, run.rounds - 1)
+    last = run.setting.federation.num_clients - 1
+    if device is None:
+        if "server" not in questions:
+            raise UserError(f"method {run.setting.config.method.name} trains no LoRA of a server; "
+                            f"give --node=0 to {last}")
+        asked = questions["server"]
+        return asked.setting.llm.decoder, asked.setting.cloud["llm"], asked.params["lora"]
+    asked = questions[PRIMARY]
+    for cohort, params in zip(asked.setting.cohorts, asked.params, strict=True):
+        for place in np.flatnonzero(cohort.clients == device):
+            lora = jax.tree.map(lambda x, i=place: x[i], params["lora"])
+            return cohort.model.decoder, asked.setting.edge["slm"], lora
+    raise UserError(f"there is no device {device}; the run has devices 0 to {last}, and "
+                    "--node=server")
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out={out} is there already and not empty; name a new folder")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code: 0, or 2 after one line that says what is wrong."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's cache chatter is not the user's
+    return command.run(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+    parser = command.Parser(prog="python -m mlecs_jax.peft", description=DESCRIPTION,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--node", required=True, metavar="J|server",
+                        help="number of a device, or server")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="what is written")
+    parser.add_argument("--merged", action="store_true",
+                        help="the backbone with the adapter folded in, in place of the adapter")
+    given = parser.parse_args(argv)
+    if given.node != "server" and not given.node.isdecimal():
+        raise UserError(f"--node is '{given.node}'; give a number from 0, or server")
+    out = Path(given.out).expanduser()
+    _check_free(out)  # before data and backbones are read
+
+    from mlecs_jax import experiment, restore
+
+    experiment.use_compilation_cache()
+    run = restore.restored(Path(given.run).expanduser(), unanswered=True)
+    device = None if given.node == "server" else int(given.node)
+    print(from_run(run, device, out, merged=given.merged))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
