@@ -2,12 +2,14 @@
 
 JAX's own rendezvous aborts a process that waited in vain, without a word about the others. So where
 the coordinator is known, process 0 first listens on its port itself, hears every number once and
-says ``go``; then JAX takes the port over.
+says ``go``; then JAX takes the port over. Who comes with other numbers is told so and sent away: a
+mistake can be mended while the others wait, and a stranger ends nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +30,7 @@ def hold(coordinator: str, count: int, index: int, patience: float) -> None:
       patience: seconds.
 
     Raises:
-      UserError: in every process: who did not come, or was started with other numbers; in one: it
+      UserError: in every process: who did not come; in one: it was started with other numbers,
         cannot reach process 0, or open its port.
     """
     host, _, port = coordinator.rpartition(":")
@@ -36,7 +38,15 @@ def hold(coordinator: str, count: int, index: int, patience: float) -> None:
     if index:
         _answer(host.strip("[]"), int(port), count, index, deadline)
     elif count > 1:
-        _call(int(port), count, deadline, patience)
+        _call(host.strip("[]"), int(port), count, deadline, patience)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine's own address, so that nobody else is to reach it."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def named(processes: Sequence[int], count: int) -> str:
@@ -44,15 +54,15 @@ def named(processes: Sequence[int], count: int) -> str:
     return f"process{'es' * (len(processes) > 1)} {', '.join(map(str, processes))} of {count}"
 
 
-def _call(port: int, count: int, deadline: float, patience: float) -> None:
+def _call(host: str, port: int, count: int, deadline: float, patience: float) -> None:
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(_listening(port))
+            server = stack.enter_context(_listening(host, port))
         except OSError as error:
             raise UserError(f"process 0 cannot listen on port {port} ({error.strerror}); choose "
                             "another port in --coordinator") from None
         here: dict[int, socket.socket] = {}
-        problem = ""
+        sent_away, problem = "", ""
         while len(here) < count - 1 and not problem:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
@@ -64,22 +74,49 @@ def _call(port: int, count: int, deadline: float, patience: float) -> None:
                 if time.monotonic() > deadline:
                     missing = [i for i in range(1, count) if i not in here]
                     problem = (f"{named(missing, count)} did not come within {patience:.0f} s; see "
-                               "what its terminal says")
+                               f"what its terminal says{sent_away}")
                 continue
             except (ValueError, OSError):
                 continue  # not one of ours
             if hello != HELLO:
                 continue
-            if others != count:
-                problem = f"process {other} was started with --processes={others}, not {count}"
-            elif other in here or not 0 < other < count:
-                problem = f"two processes were started with --process={other}"
-            here[other if other not in here else -1] = connection
+            if wrong := _wrong(other, others, count, here):
+                sent_away = f" ({wrong})"
+                _say(connection, wrong)
+            else:
+                here[other] = connection
+            here = {i: found for i, found in here.items() if not _gone(found)}
         for connection in here.values():
-            with contextlib.suppress(OSError):  # gone meanwhile: JAX's rendezvous misses it
-                connection.sendall(f"{problem or GO}\n".encode())
+            _say(connection, problem or GO)
     if problem:
         raise UserError(problem)
+
+
+def _wrong(other: int, others: int, count: int, here: dict[int, socket.socket]) -> str:
+    """What is wrong with the numbers of a process; empty: nothing."""
+    if others != count:
+        return f"process {other} was started with --processes={others}, not {count}"
+    if not 0 < other < count or other in here and not _gone(here[other]):
+        return f"two processes were started with --process={other}"
+    return ""
+
+
+def _gone(connection: socket.socket) -> bool:
+    """Whether the other end has hung up; nothing else is to come from there."""
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(5.0)
+
+
+def _say(connection: socket.socket, line: str) -> None:
+    with contextlib.suppress(OSError):  # gone meanwhile: JAX's rendezvous misses it
+        connection.sendall(f"{line}\n".encode())
 
 
 def _answer(host: str, port: int, count: int, index: int, deadline: float) -> None:
@@ -101,7 +138,14 @@ def _answer(host: str, port: int, count: int, index: int, deadline: float) -> No
 
 
 @contextlib.contextmanager
-def _listening(port: int) -> Iterator[socket.socket]:
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """On the host alone where it is this machine's own, else on all addresses: the name that others
+    reach this machine by need not be one of its own."""
+    if is_loopback(host):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family) as server:
+            yield server
+        return
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     with socket.create_server(("", port), family=family, dualstack_ipv6=both) as server:
