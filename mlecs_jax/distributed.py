@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +21,19 @@ from typing import Any, TypeVar
 from mlecs_jax import roll_call
 from mlecs_jax.errors import UserError
 from mlecs_jax.roll_call import named
-from mlecs_jax.watch import LOST_AFTER, Board, CoordinatorBoard, Watch, said_on_abort
+from mlecs_jax.watch import (
+    GRACE,
+    LOST_AFTER,
+    STEPS,
+    STUCK_AFTER,
+    Board,
+    CoordinatorBoard,
+    Watch,
+    said_on_abort,
+)
 
 T = TypeVar("T")
-PATIENCE = 1800.0  # s; a process this far behind the others counts as stuck
+PATIENCE = STUCK_AFTER  # s at a barrier
 START_PATIENCE = 300  # s; for all processes to come
 SHUTDOWN_PATIENCE = 10  # s; after everyone has said that it is done
 FAILED, REFUSED = 1, 2
@@ -80,13 +90,17 @@ class Group:
         return self.index == 0
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[Group]:
+    def watched(self, grace: float = GRACE) -> Iterator[Group]:
         """Watches over the run within the block, which ends by itself or by an error.
 
         Within it SIGTERM asks for an end after the current round (:meth:`stops`), a lost process
         ends all with :data:`mlecs_jax.watch.LOST`, and an error of one process is the error of all.
+
+        Args:
+          grace: seconds from SIGTERM to the end of a round; after them the process ends at once.
         """
-        with Watch(self._board, self.index, self.count, lambda: self.saved) as self._watch:
+        with Watch(self._board, self.index, self.count, lambda: self.saved,
+                   grace=grace) as self._watch:
             try:
                 yield self
             except BaseException as error:
@@ -105,6 +119,7 @@ class Group:
           UserError: somebody did not come in time.
         """
         self._calls += 1
+        STEPS.take(f"'{what}'")
         if self._board is None:
             return [value]
         place = f"gather/{self._calls}"
@@ -227,6 +242,22 @@ def launch(options: Mapping[str, str]) -> Launch | None:
     return Launch(coordinator, *map(int, numbers))
 
 
+def grace(options: Mapping[str, str]) -> float:
+    """Seconds of the flag ``--grace``.
+
+    Raises:
+      UserError: it is no positive number.
+    """
+    try:
+        seconds = float(options["grace"] or GRACE)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UserError(f"--grace is {options['grace']}; give seconds from SIGTERM to the end of "
+                        "a round, some less than the scheduler waits before it kills")
+    return seconds
+
+
 def spread(config: Any) -> Any:
     """The configuration, of either system, with its devices spread over the edge mesh.
 
@@ -242,14 +273,17 @@ def spread(config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def joined(launch: Launch | None) -> Iterator[Group]:
+def joined(launch: Launch | None, grace: float = GRACE) -> Iterator[Group]:
     """Within the block this process is one of the launch's, watched; alone without a launch.
+
+    Args:
+      grace: see :meth:`Group.watched`.
 
     Raises:
       UserError: the processes did not find each other.
     """
     group = Group() if launch is None else join(launch)
-    with group.watched():
+    with group.watched(grace):
         yield group
 
 
@@ -268,12 +302,15 @@ def join(launch: Launch) -> Group:
     # JAX's own would swallow SIGTERM; ours lets a round end first (mlecs_jax.watch).
     jax.config.update("jax_enable_preemption_service", False)
     at = launch.coordinator or "process 0"
+    # JAX's service listens on all addresses unless it is told which.
+    own = at if roll_call.is_loopback(at.rpartition(":")[0].strip("[]")) else None
     with said_on_abort(f"error: not all processes came within {START_PATIENCE} s: {at} cannot be "
                        "reached, or fewer were started than were said"):
         try:
             jax.distributed.initialize(
                 launch.coordinator, launch.processes, launch.process,
-                initialization_timeout=START_PATIENCE, shutdown_timeout_seconds=SHUTDOWN_PATIENCE)
+                initialization_timeout=START_PATIENCE, shutdown_timeout_seconds=SHUTDOWN_PATIENCE,
+                coordinator_bind_address=own)
         except (ValueError, TypeError):
             raise UserError("--distributed finds no cluster here (TPU pod, SLURM, Open MPI); give "
                             "--coordinator=HOST:PORT --processes=N --process=I") from None

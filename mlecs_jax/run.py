@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlecs_jax.distributed import Group
 
 USAGE = """usage: python -m mlecs_jax.run --config=NAME[:VARIANT] [--config.KEY=VALUE …]
-                               [--workdir=DIR] [--distributed]
+                               [--workdir=DIR] [--distributed] [--grace=S]
                                [--coordinator=HOST:PORT --processes=N --process=I]
 
   NAME       a shipped config (ur_fall, vast, table; mosi, mosei for Mega-CE²) or a Python file
@@ -30,10 +30,13 @@ USAGE = """usage: python -m mlecs_jax.run --config=NAME[:VARIANT] [--config.KEY=
   --distributed  this process is one of several (docs/distributed.md); a TPU pod, SLURM and Open
              MPI say by themselves how many and which, elsewhere give the three options below
   --coordinator, --processes, --process  where process 0 is reached, how many there are, and which
-             this one is, from 0"""
+             this one is, from 0
+  --grace    seconds from SIGTERM to the end of the round, which is saved; after them the run ends
+             at once (default: 20)"""
 
 MEGA = "mega_ce2"
-OPTIONS = {"workdir": "", "distributed": "", "coordinator": "", "processes": "", "process": ""}
+OPTIONS = {"workdir": "", "distributed": "", "coordinator": "", "processes": "", "process": "",
+           "grace": ""}
 
 
 def main(argv: list[str]) -> int:
@@ -45,10 +48,10 @@ def main(argv: list[str]) -> int:
 
     config = _parse(values)
     workdir = Path(options["workdir"] or default_workdir(config))
-    launch = distributed.launch(options)
+    launch, grace = distributed.launch(options), distributed.grace(options)
     if launch is not None:
         config = distributed.spread(config)
-    with distributed.joined(launch) as group:
+    with distributed.joined(launch, grace) as group:
         try:
             _run(config, workdir, group)
         except distributed.Stopped as stopped:

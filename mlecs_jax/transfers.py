@@ -26,6 +26,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Num
 
+from mlecs_jax.watch import STEPS
+
 Tree = Any
 Outline = tuple[tuple[tuple[int, ...], np.dtype], ...]
 """Shapes and dtypes of the leaves of a tree."""
@@ -70,6 +72,7 @@ def move(leaves: Sequence[Array], source: Mesh, shardings: Sequence[NamedShardin
     """
     if not leaves:
         return []
+    STEPS.take("a transfer")
     target = cast(Mesh, shardings[0].mesh)
     if set(target.devices.flat) == set(source.devices.flat):
         return list(_resharded(tuple(shardings))(tuple(leaves)))
@@ -85,6 +88,7 @@ def fetch(leaves: Sequence[Array], source: Mesh) -> list[np.ndarray]:
     """Arrays of a mesh on the host of every process."""
     if not leaves:
         return []
+    STEPS.take("a transfer to the host")
     bits = _packer(NamedSharding(source, WHOLE))(tuple(leaves))
     flat = np.asarray(_carried(bits, source, tuple(range(jax.process_count()))))
     return _cut_on_host(flat, _outline(leaves))

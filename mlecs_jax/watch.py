@@ -22,10 +22,32 @@ from typing import Any, Protocol, runtime_checkable
 
 BEAT = 1.0  # s between signs of life
 LOST_AFTER = 25.0  # s without one; starved of its CPU a process is not lost yet
-GRACE = 20.0  # s from SIGTERM to the end of a round; schedulers kill after 30
+STUCK_AFTER = 1800.0  # s that the others wait for one that lives and does not come further
+GRACE = 20.0  # s from SIGTERM to the end of a round, unless said otherwise; many kill after 30
 LINGER = 3.0  # s that process 0, who carries the messages, outlives the others
 LOST = 75  # exit code where another process is missing: temporary, start again (sysexits.h)
 ROOT = "mlecs"
+
+
+class Steps:
+    """How far the main thread has come: the steps that all processes take in the same order, such
+    as barriers and transfers.
+
+    Attributes:
+      count: steps begun.
+      at: the latest, in words.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.at = 0, "the start"
+
+    def take(self, at: str) -> None:
+        """The main thread begins a step."""
+        self.count, self.at = self.count + 1, at
+
+
+STEPS = Steps()
+"""Of this process."""
 
 
 @runtime_checkable
@@ -78,19 +100,22 @@ class Watch:
       index, count: which process this is, and of how many.
       saved: complete rounds on disk, for messages.
       leave: ends the process at once; replaced in tests.
+      grace: seconds from SIGTERM to the end of a round; after them the process ends at once.
+      steps: of the main thread.
     """
 
     def __init__(
         self, board: Board | None, index: int, count: int, saved: Callable[[], int],
-        leave: Callable[[int], Any] = os._exit,
+        leave: Callable[[int], Any] = os._exit, grace: float = GRACE, steps: Steps = STEPS,
     ):
         self._board, self._index, self._count, self._saved = board, index, count, saved
-        self._exit = leave
+        self._exit, self._grace, self._steps = leave, grace, steps
         self.stopping = False
         self._asked = False  # SIGTERM came here
         self._deadline = float("inf")
         self._beats = 0
         self._seen: dict[int, tuple[str, float]] = {}
+        self._behind: dict[int, tuple[int, float]] = {}  # at which step, and since when
         self._looked = time.monotonic()
         self._ended = threading.Lock()
         self._done = threading.Event()
@@ -161,11 +186,13 @@ class Watch:
         now = time.monotonic()
         if now - self._looked > LOST_AFTER / 2:  # this process slept: it cannot judge the others
             self._seen.clear()
+            self._behind.clear()
         self._looked = now
         said: Mapping[str, str] = {}
         if self._board is not None:
             self._beats += 1
-            self._board.set(f"watch/beat/{self._index}", str(self._beats))
+            self._board.set(f"watch/beat/{self._index}", f"{self._beats} {self._steps.count} "
+                            f"{self._steps.at}: {_place()}")
             if self._asked and not self.stopping:
                 self._board.set("watch/stop", str(self._index))
             said = self._board.folder("watch")
@@ -181,7 +208,7 @@ class Watch:
 
     def _heed_stop(self, now: float, asked: bool) -> None:
         if asked and not self.stopping:
-            self.stopping, self._deadline = True, now + GRACE
+            self.stopping, self._deadline = True, now + self._grace
             self._say("asked to stop: ending after this round")
         if now > self._deadline:
             self.end_all("", "stopped within a round, which is not saved; "
@@ -197,6 +224,29 @@ class Watch:
         if missing and not self.stopping:
             why = self._missing(missing)
             self.end_all(why, f"error: {why}", LOST)
+        if why := self._lags(now, said):
+            self.end_all(why, f"error: {why}", LOST)
+
+    def _lags(self, now: float, said: Mapping[str, str]) -> str:
+        """What to say of processes that live, but have not come as far as others for long; empty
+        where all come on. The others wait for them inside a collective, for ever."""
+        beats = [said.get(f"beat/{i}", "").split(" ", 2) for i in range(self._count)]
+        if not all(len(beat) == 3 for beat in beats):
+            return ""  # somebody has not begun
+        counts = [int(count) for _, count, _ in beats]
+        for i, count in enumerate(counts):
+            if count == max(counts):
+                self._behind.pop(i, None)
+            elif self._behind.get(i, (-1, 0.0))[0] != count:
+                self._behind[i] = count, now
+        stuck = [i for i, (_, since) in self._behind.items() if now - since > STUCK_AFTER]
+        if not stuck:
+            return ""
+        where = "; ".join(f"{i} at {beats[i][2]}" for i in stuck)
+        who = f"process{'es' * (len(stuck) > 1)} {', '.join(map(str, stuck))} of {self._count}"
+        return (f"{who} {'have' if len(stuck) > 1 else 'has'} not come further for "
+                f"{STUCK_AFTER / 60:.0f} min while others wait ({where}); {self._resume()} on any "
+                "number of processes")
 
     def _missing(self, processes: list[int]) -> str:
         numbers = ", ".join(map(str, processes))
@@ -212,6 +262,21 @@ class Watch:
         if line:
             show_cursor = "\x1b[?25h\r" if sys.stderr.isatty() else ""  # a live bar hides it
             os.write(2, f"{show_cursor}{line}\n".encode())
+
+
+def _place() -> str:
+    """Where the main thread is: file, line and function, of this package if it is in it."""
+    main = threading.main_thread().ident
+    frame = sys._current_frames().get(main) if main is not None else None
+    own = innermost = frame
+    package = os.path.dirname(os.path.abspath(__file__))
+    while own is not None and not own.f_code.co_filename.startswith(package):
+        own = own.f_back
+    found = own or innermost
+    if found is None:
+        return "nowhere"
+    code = found.f_code
+    return f"{os.path.basename(code.co_filename)}:{found.f_lineno} in {code.co_name}"
 
 
 @contextlib.contextmanager

@@ -110,6 +110,13 @@ def test_flags_of_a_launch():
             "10.0.0.1:1234", 4, 3)
 
 
+def test_the_grace_is_a_flag():
+    assert distributed.grace({"grace": ""}) == 20.0 and distributed.grace({"grace": "85"}) == 85.0
+    for wrong in ("soon", "0", "-1", "inf", "nan"):
+        with pytest.raises(UserError, match=f"--grace is {wrong}; give seconds"):
+            distributed.grace({"grace": wrong})
+
+
 @pytest.mark.parametrize("flags,message", [
     ({"coordinator": "a:1"}, "go together"), ({"process": "0", "distributed": "yes"}, "together"),
     ({"coordinator": "a:1", "processes": "2", "process": "2"}, "--processes=2 --process=2"),

@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from mlecs_jax import watch
-from mlecs_jax.watch import Watch
+from mlecs_jax.watch import Steps, Watch
 
 
 class Texts:
@@ -41,11 +42,11 @@ def clock(monkeypatch):
     return now
 
 
-def process(board, index, count=3, saved=4):
+def process(board, index, count=3, saved=4, **options):
     def leave(code):
         raise Ended(code)
 
-    return Watch(board, index, count, lambda: saved, leave)
+    return Watch(board, index, count, lambda: saved, leave, **options)
 
 
 def beat(clock, processes, seconds, step=2.0):
@@ -102,6 +103,45 @@ def test_a_stop_is_heard_by_all_and_not_for_ever(clock, capfd):
     assert ended.value.args == (0,)  # what is saved is whole
     assert "stopped within a round, which is not saved; 4 complete rounds saved" in (
         capfd.readouterr().err)
+
+
+def test_the_grace_is_as_long_as_is_said(clock):
+    asked = process(Texts(), 0, 1, grace=90.0)
+    asked._asked = True
+    begun = clock[0]
+    with pytest.raises(Ended):
+        beat(clock, [asked], 200)
+    assert 90 < clock[0] - begun <= 96
+
+
+def test_who_lives_and_does_not_come_further_is_named(clock, capfd, monkeypatch):
+    """Its main thread hangs before a collective that the others are in."""
+    monkeypatch.setattr(watch, "LOST_AFTER", 3 * watch.STUCK_AFTER)  # long steps of the clock
+    board, steps = Texts(), [Steps() for _ in range(3)]
+    watches = [process(board, i, steps=own) for i, own in enumerate(steps)]
+    for _ in range(3):  # slow, but together
+        for own in steps:
+            own.take("a transfer")
+        beat(clock, watches, watch.STUCK_AFTER, step=600.0)
+    beat(clock, watches, 2 * watch.STUCK_AFTER, step=600.0)  # a long round
+    for own in (steps[0], steps[2]):
+        own.take("a transfer")
+    beat(clock, watches, watch.STUCK_AFTER, step=600.0)
+    with pytest.raises(Ended) as ended:
+        beat(clock, watches, 1200, step=600.0)
+    assert ended.value.args == (watch.LOST,)
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: process 1 of 3 has not come further for 30 min while others "
+                           "wait (1 at a transfer: watch.py:")
+    assert "4 complete rounds saved" in line
+
+
+def test_the_place_of_a_blocked_main_thread_is_known():
+    found = []
+    thread = threading.Thread(target=lambda: (time.sleep(0.1), found.append(watch._place())))
+    thread.start()
+    thread.join()
+    assert found[0].endswith("in join") or "in _wait" in found[0], found
 
 
 def test_sigterm_is_heard_while_the_main_thread_computes(monkeypatch):
