@@ -148,7 +148,8 @@ class NVFlareTransport:
             if not known:
                 self._on_event("device", {"device": name, "what": CONNECTED})
             return nvflare_cell.reply()
-        self._on_event("device", {"device": name, "what": f"refused: {problem}"})
+        self._on_event("device", {"device": wire.plain(name),
+                                  "what": wire.plain(f"refused: {problem}")})
         return nvflare_cell.reply(error=problem)
 
     def _left(self, name: str) -> None:

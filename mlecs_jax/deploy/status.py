@@ -103,6 +103,7 @@ def show(values: dict[str, Any], *, running: bool) -> None:
     """Prints a status for people."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     complete, rounds = values["complete"], values["rounds"]
@@ -110,16 +111,17 @@ def show(values: dict[str, Any], *, running: bool) -> None:
              else "stopped; the same command resumes it")
     console.print(f"{state} | round {complete}/{rounds or '?'} | cloud at {values['address']} | "
                   f"session {values['session'] or '-'} | "
-                  f"{time.time() - values['at']:.0f} s ago")
+                  f"{time.time() - values['at']:.0f} s ago", markup=False)
     table = Table()
     for column in ("device", "network", "in the session", "latest fault"):
         table.add_column(column)
     for name, network in values["devices"].items():
         own = [fault for fault in values["faults"] if fault["device"] == name]
         latest = f"round {own[-1].get('round', '-')}: {own[-1]['what']}" if own else ""
-        table.add_row(name, network if running else "-",
-                      "yes" if name in values["members"] else "no", latest)
+        # Texts: what devices say, a [path] for one, is no markup.
+        table.add_row(name, Text(network if running else "-"),
+                      "yes" if name in values["members"] else "no", Text(latest))
     console.print(table)
     for fault in values["faults"]:
         if fault["device"] not in values["devices"]:
-            console.print(f"stranger {fault['device']}: {fault['what']}")
+            console.print(f"stranger {fault['device']}: {fault['what']}", markup=False)

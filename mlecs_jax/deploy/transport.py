@@ -30,6 +30,9 @@ class Failure:
     reason: FailureReason
     detail: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", wire.plain(self.detail))  # a device may have worded it
+
 
 @runtime_checkable
 class Transport(Protocol):

@@ -54,10 +54,19 @@ SLACK = MAX_HEAD + 16  # by which a message is longer than its payload
 BINARY = {0xC4: 1, 0xC5: 2, 0xC6: 4}  # msgpack's mark of bytes, and bytes of their length
 
 
+def plain(text: str) -> str:
+    """Text of another machine, as one line for a terminal, a log or a report: what cannot be seen
+    (control characters, marks that turn the direction of writing) is shown as ``�``."""
+    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "\ufffd"
+                   for letter in text)
+
+
 class WireError(Exception):
-    """A message that is not to be trusted: ``reason``, and what exactly was found."""
+    """A message that is not to be trusted: ``reason``, and what exactly was found,
+    :func:`plain`, since it may quote the message."""
 
     def __init__(self, reason: Reason, detail: str):
+        detail = plain(detail)
         super().__init__(f"{reason}: {detail}")
         self.reason: Reason = reason
         self.detail = detail
