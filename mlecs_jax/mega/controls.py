@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlecs_jax.clients import for_each_client
 from mlecs_jax.data import sentiment
 from mlecs_jax.data.sentiment import SentimentData
 from mlecs_jax.errors import UserError
@@ -85,7 +86,7 @@ def _alone(config: MegaConfig, data: SentimentData, on_record: OnRecord) -> dict
     predict, key = Predictor(setting), jax.random.key(config.seed)
     passes, labels = _passes(setting), federation.data.labels
     steps = -(-federation.edges.counts // config.train.batch_size)
-    train = setting.for_each_client(functools.partial(mega_ce2.train_end, setting))
+    train = for_each_client(functools.partial(mega_ce2.train_end, setting))  # one at a time
     rows = {part: [held.rows[edge][held.real[edge]] for edge in range(len(passes))]
             for part, held in (("val", federation.val), ("test", federation.test))}
     first = setting.model.init(jax.random.fold_in(key, 0), setting.example())
@@ -102,7 +103,7 @@ def _alone(config: MegaConfig, data: SentimentData, on_record: OnRecord) -> dict
                                 np.array([edge]))}
             models[edge], diagnostics = train(
                 setting.segments, jax.tree.map(jnp.copy, models[edge]),
-                topology.to_edge(own, per_client=True))
+                topology.to_edge(own))
             seen.append(float(diagnostics["mae"][0]))
             answers = predict.on(_one(models[edge]), None, rows["val"][edge])
             now[edge] = np.abs(answers - labels[rows["val"][edge]]).mean()

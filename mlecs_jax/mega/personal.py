@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlecs_jax import train
+from mlecs_jax.clients import for_each_client
 from mlecs_jax.errors import UserError
 from mlecs_jax.mega.federation import Padded, pad
 from mlecs_jax.mega.setting import MegaSetting
@@ -109,7 +110,8 @@ def _blocks(setting: MegaSetting, predict: Predictor, who: Tuned) -> Callable:
             loss, adapters, batches(shared["segments"], own, options.batch_size), own["steps"],
             shared["rate"], own["key"], transform=train.optimiser(config.train.clip))
 
-    tune = setting.for_each_client(tune_node)
+    # One node cannot be shared out among the devices of a mesh.
+    tune = (for_each_client if options.scope == "pooled" else setting.for_each_client)(tune_node)
 
     def tune_all(model: Params, key: jax.Array) -> tuple[Adapters, list[float]]:
         drawn = [adapter_blocks.init(end_keys(key, np.array([ADAPTERS]), np.array([node]))[0],
