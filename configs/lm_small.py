@@ -1,4 +1,4 @@
-"""A small decoder trained on text files. Variants: ``lm_small`` (= ``:cpu``) and ``:smoke``."""
+"""A small decoder trained on text. Variants: ``lm_small`` (= ``:cpu``) and ``:smoke``."""
 
 from ml_collections import ConfigDict
 
@@ -9,8 +9,12 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.seed = 0  # of weights, batches and what is held out
 
     config.data = ConfigDict()
-    # Comma-separated files or patterns; of a .json file every string of three words or more.
-    config.data.files = "$MLECS_DATA_DIR/omni_caption/*.json"
+    # Whose public training text is read: a captioning config, options behind it, for instance
+    # "vast --config.partition.seed=1". Nothing private and nothing held out of its split is read.
+    config.data.experiment = "vast"
+    # Text of your own instead: comma-separated files or patterns; of a .json file every string of
+    # three words or more. Captions that a run tests on must not be in it; the run says if they are.
+    config.data.files = ""
     config.data.held_out = 0.02  # share of the documents, never trained on
 
     config.tokenizer = ConfigDict()

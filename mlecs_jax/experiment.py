@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlecs_jax import assemble, captions, methods, runlog, scoring
+from mlecs_jax import assemble, captions, methods, model_files, runlog, scoring, seen_text
 from mlecs_jax.ceilings import single_modality_ceilings
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.config import Config
@@ -60,8 +61,12 @@ def run(
     setting = (assemble.setting(config) if samples is None
                else assemble.from_samples(config, samples))
     method = methods.build(setting)
-    identity = dataclasses.asdict(config) | {
-        "samples": runlog.data_identity(setting.federation.samples)}
+    identity = model_files.with_identity(dataclasses.asdict(config) | {
+        "samples": runlog.data_identity(setting.federation.samples)}, config)
+    warnings = seen_text.warnings(setting)
+    if group.leads:
+        for line in warnings:
+            print(f"WARNING: {line}", file=sys.stderr, flush=True)
     group.agree("configuration or dataset", lambda: json.dumps(identity, sort_keys=True))
     with contextlib.ExitStack() as stack:
         log = group.led("workdir", lambda: stack.enter_context(
@@ -108,6 +113,8 @@ def run(
                 COMPILE_CLOCK.seconds - compiled_before, ceilings)
             if method.note:
                 summary["note"] = method.note
+            if warnings:
+                summary["warnings"] = warnings
             if setting.federation.samples.texts is not None:
                 log.write_samples(captions.shown(setting, predictions, scoring.PRIMARY))
             log.write_summary(summary)

@@ -1,7 +1,9 @@
-"""``python -m mlecs_jax.pretrain --config=lm_small``: a small decoder from scratch on text files.
+"""``python -m mlecs_jax.pretrain --config=lm_small``: a small decoder from scratch on text.
 
-The result, ``WORKDIR/model``, is a Hugging Face directory: ``hf:WORKDIR/model`` names it as a
-backbone. The same command again resumes at the last checkpoint and ends as it would have.
+The text is what every node of a captioning run may read, or files. Of all checks the weights that
+predict held-out text best are kept. The result, ``WORKDIR/model``, is a Hugging Face directory:
+``hf:WORKDIR/model`` names it as a backbone. The same command again resumes at the last checkpoint
+and ends as it would have.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 USAGE = """usage: python -m mlecs_jax.pretrain --config=lm_small[:smoke] [--config.KEY=VALUE …]
                                     [--workdir=DIR]
 
-  KEY        any config value, e.g. --config.data.files='texts/*.txt'
+  KEY        any config value, e.g. --config.data.files='texts/*.txt', or for the captions of a run
+             --config.data.experiment='vast --config.partition.seed=1'
   --workdir  folder of the run, the model in model/; the same command again resumes it
              (default: runs/lm-NAME-<hash of the config>)"""
 MODEL = "model"
@@ -39,6 +43,7 @@ EMBEDDING_STD = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
+    experiment: str
     files: str
     held_out: float
 
@@ -123,13 +128,14 @@ def run(
     import jax
     import jax.numpy as jnp
 
+    from mlecs_jax import seen_text
     from mlecs_jax.checkpoint import Checkpoints
     from mlecs_jax.data import corpus
     from mlecs_jax.models import hf, initial, zoo
     from mlecs_jax.models.decoder import Decoder
     from mlecs_jax.runlog import RunLog
 
-    documents = corpus.read(config.data.files)
+    documents, source = read(config.data)
     tokenizer = corpus.tokenizer(config.tokenizer.directory, config.tokenizer.vocabulary, documents)
     training, held_out = corpus.streams(documents, tokenizer, config.data.held_out, config.seed,
                                         config.train.length)
@@ -150,7 +156,7 @@ def run(
         checks = math.ceil(config.train.steps / config.train.check_every)
         for check in range(complete, checks):
             state, record = trainer.advance(state, check)
-            record |= {"round": check, "rounds": checks, "data_source": "real"}
+            record |= {"round": check, "rounds": checks, "data_source": source}
             log.append(record)
             checkpoints.save(check + 1, state)
             on_check(record)
@@ -159,12 +165,36 @@ def run(
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
             "vocabulary": len(tokenizer), "documents": len(documents),
             "training_tokens": len(training), "held_out_tokens": held_out.size,
-            "held_out_nats": log.records[-1]["held_out_nats"],
+            "held_out_nats": float(state["best_nats"]), "data_source": source,
             "seconds": sum(record["seconds"] for record in log.records)}
-        hf.save(workdir / MODEL, shape, jax.device_get(state["params"]),
+        hf.save(workdir / MODEL, shape, jax.device_get(state["best"]),
                 tokenizer=tokenizer.wrapped)
+        seen_text.write(workdir / MODEL, documents)
         log.write_summary(summary)
     return summary
+
+
+def read(data: DataConfig) -> tuple[list[str], str]:
+    """Documents, each once, and ``real`` or ``simulated``.
+
+    Raises:
+      UserError: files without text, or an experiment that has no captions.
+    """
+    from mlecs_jax import backbones
+    from mlecs_jax import config as configs
+    from mlecs_jax.data import corpus, sources
+
+    if data.files:
+        return corpus.read(data.files), "real"
+    name, *flags = shlex.split(data.experiment) or [""]
+    values, _ = cli.parse(["pretrain", f"--config={name}", *flags], USAGE, {})
+    if not values.get("captions"):
+        raise UserError(f"data.experiment is '{data.experiment}', which has no captions; name a "
+                        "captioning config such as vast, or text in data.files")
+    experiment = configs.parse(values)
+    samples = sources.load(experiment.data, experiment.captions)
+    public = backbones.public_text(experiment, samples)
+    return list(dict.fromkeys([*public.captions, *public.context])), samples.source
 
 
 class Trainer:
@@ -226,22 +256,32 @@ class Trainer:
         self._advance, self._score = advance, score
 
     def begin(self, params) -> dict[str, Any]:
-        """The state before the first step: ``params`` and ``optimiser``."""
+        """The state before the first step: ``params``, ``optimiser``, and the ``best``
+        parameters of all checks with their held-out loss ``best_nats``."""
         import jax
         import jax.numpy as jnp
 
         params = jax.tree.map(jnp.asarray, params)
-        return {"params": params, "optimiser": self._transform.init(params)}
+        return {"params": params, "optimiser": self._transform.init(params),
+                "best": jax.tree.map(jnp.copy, params), "best_nats": jnp.float32(jnp.inf)}
 
     def advance(self, state: dict[str, Any], check: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The state after the steps of a check, and its losses in nats a token."""
+        import jax
+        import jax.numpy as jnp
+
         begun = time.perf_counter()
         first = check * self._options.check_every
         last = min(first + self._options.check_every, self._options.steps)
-        state, total = self._advance(state, first, last)
-        return state, {"step": last, "train_nats": float(total) / (last - first),
-                       "held_out_nats": float(self._score(state["params"], self._held_out)),
-                       "seconds": round(time.perf_counter() - begun, 3)}
+        trained, total = self._advance({k: state[k] for k in ("params", "optimiser")}, first, last)
+        nats = self._score(trained["params"], self._held_out)
+        if nats < state["best_nats"]:
+            # Copied: the next call gives the buffers of `params` away.
+            best = jax.tree.map(jnp.copy, trained["params"])
+            state = state | {"best": best, "best_nats": nats}
+        return state | trained, {
+            "step": last, "train_nats": float(total) / (last - first), "held_out_nats": float(nats),
+            "seconds": round(time.perf_counter() - begun, 3)}
 
 
 def default_workdir(config: Config) -> str:
@@ -263,12 +303,15 @@ def main(argv: list[str]) -> int:
 
     experiment.use_compilation_cache()
     checks = math.ceil(config.train.steps / config.train.check_every)
-    with progress_bar(f"{config.model.name} on {config.data.files}", checks) as advance:
+    text = config.data.files or f"the public text of {config.data.experiment}"
+    with progress_bar(f"{config.model.name} on {text}", checks) as advance:
         def show(record):
             advance(f"step {record['step']}: {record['train_nats']:.3f} nats a token, held out "
                     f"{record['held_out_nats']:.3f}")
 
         summary = run(config, workdir, on_check=show)
+    if summary["data_source"] == "simulated":
+        print("SIMULATED captions: no real ones are in MLECS_DATA_DIR", file=sys.stderr)
     print(f"{summary['parameters']:,} parameters, {summary['training_tokens']:,} tokens of text, "
           f"held out {summary['held_out_nats']:.3f} nats a token\nbackbone: hf:{workdir / MODEL}")
     return 0

@@ -22,7 +22,8 @@ SMALLEST_VOCABULARY = 257  # the bytes and the end of sequence
 
 
 def read(patterns: str) -> list[str]:
-    """Documents: the lines of text files, and every string of three words or more in ``.json``.
+    """Documents, each once: the lines of text files, and every string of three words or more in
+    ``.json``. What is held out is so never among what is trained on.
 
     Args:
       patterns: comma-separated file names; ``*`` and environment variables are expanded.
@@ -43,7 +44,7 @@ def read(patterns: str) -> list[str]:
             documents += _documents(path)
     if not documents:
         raise UserError("data.files: there is no text in them; name files with text")
-    return documents
+    return list(dict.fromkeys(documents))
 
 
 def _documents(path: Path) -> list[str]:

@@ -10,8 +10,8 @@ import pytest
 from mlecs_jax.data import featurise
 from mlecs_jax.errors import UserError
 from mlecs_jax.metrics import bertscore
+from tests import tiny_models
 
-GOLDEN = Path(__file__).parents[1] / "golden/bert"
 VECTORS = {"dog": (1, 0, 0), "cat": (0.8, 0.6, 0), "runs": (0, 0, 1), "rock": (0, 1, 0)}
 
 
@@ -74,21 +74,7 @@ def test_bad_input_is_named(tmp_path):
 
 @pytest.fixture
 def encoder_directory(tmp_path):
-    """The golden BERT with a tokenizer of words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    directory = Path(shutil.copytree(GOLDEN, tmp_path / "tiny-bert"))
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(20))]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
-        unk_token="[UNK]", model_max_length=16).save_pretrained(str(directory))
-    config = json.loads((directory / "config.json").read_text())
-    assert config["vocab_size"] >= len(words)
-    return directory
+    return tiny_models.bert(tmp_path / "tiny-bert", [f"w{i}" for i in range(20)])
 
 
 def test_an_encoder_directory_gives_states_and_what_counts(encoder_directory):
@@ -128,7 +114,7 @@ def test_roberta_reads_a_blank_before_the_first_word(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    directory = Path(shutil.copytree(GOLDEN.parent / "roberta", tmp_path / "tiny-roberta"))
+    directory = Path(shutil.copytree(tiny_models.GOLDEN / "roberta", tmp_path / "tiny-roberta"))
     words = ["<s>", "<pad>", "</s>", "<unk>", "a", "Ġa", "b"]
     tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(words + ["Ġ"])}, [("Ġ", "a")],
                                      unk_token="<unk>"))
