@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -23,11 +24,15 @@ _CELLS = 12  # panels of a kind at most
 _SETS = 10
 
 
-def metric_of(sweep: SweepFiles) -> str:
-    for run in sweep.finished:
-        if run.files:
-            return primary_metric(run.files)
-    return "f1"
+def metric_of(runs: Iterable[SweepRun]) -> str:
+    """The metric that leads among runs of one cell; cells of a sweep may be of several tasks."""
+    return next((primary_metric(run.files) for run in runs if run.files), "f1")
+
+
+def metric_words(sweep: SweepFiles) -> str:
+    """The leading metrics of a sweep."""
+    found = (words(metric_of(runs)) for runs in sweep.cells().values())
+    return " or ".join(dict.fromkeys(found))
 
 
 def styles_of(series: list[str]) -> dict[str, str]:
@@ -40,14 +45,13 @@ def styles_of(series: list[str]) -> dict[str, str]:
 
 def curves_section(sweep: SweepFiles) -> Markup | None:
     """Test score per round, mean over seeds with a band of one standard deviation."""
-    metric = metric_of(sweep)
     panels = [drawn for title, runs in list(sweep.cells().items())[:_CELLS]
-              if (drawn := _curves(title, runs, metric))]
+              if (drawn := _curves(title, runs, metric_of(runs)))]
     if not panels:
         return None
     return section("learning", "Learning curves", grid(*panels),
-                   lead=f"Mean test {words(metric)} of the devices after every round. Bands: one "
-                   "standard deviation over seeds. Grey: the other methods.")
+                   lead=f"Mean test {metric_words(sweep)} of the devices after every round. "
+                   "Bands: one standard deviation over seeds. Grey: the other methods.")
 
 
 def _curves(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
@@ -91,16 +95,45 @@ def _scores(files: RunFiles, metric: str) -> Crowd | None:
     return client_scores(files, "test", stages[0], metric) if stages else None
 
 
+def ablation_section(sweep: SweepFiles) -> Markup | None:
+    """Variants of a method side by side, devices and server; nothing where a sweep has none."""
+    panels = []
+    for title, runs in list(sweep.cells().items())[:_CELLS]:
+        metric = metric_of(runs)
+        for who, style, keys in (("devices", "dev", ("client", f"avg_{metric}")),
+                                 ("server", "srv", ("server", metric))):
+            panels.append(_variants(f"{who}, {title}", runs, style, keys, words(metric)))
+    if not any(panels):
+        return None
+    return section("ablation", "Ablation", grid(*panels),
+                   lead="Each part taken away, or added, alone. A dot is a seed; bars are means.")
+
+
+def _variants(title: str, runs: list[SweepRun], style: str, keys: tuple[str, str], unit: str
+              ) -> Markup | None:
+    rows = []
+    for name, members in by_series([run for run in runs if run.files]).items():
+        found = [(value, f"{name}, seed {run.labels.get('seed')}: {score(value)}")
+                 for run in members if run.files
+                 and (value := number(dig(run.files.summary, *keys))) is not None]
+        short = str(members[0].labels.get("variant") or name)
+        if found:
+            rows.append(DotRow(short, [v for v, _ in found], style, [t for _, t in found]))
+    if len(rows) < 2 or not any(run.labels.get("variant") for run in runs):
+        return None
+    axis = linear_axis([v for row in rows for v in row.values], count=4)
+    return panel(title, dot_rows(rows, axis, label=f"Variants, {title}", x_label=f"test {unit}"))
+
+
 def bytes_section(sweep: SweepFiles) -> Markup | None:
     """What a device and the server exchange in a round against the score it brings."""
-    metric = metric_of(sweep)
     panels = [drawn for title, runs in list(sweep.cells().items())[:_CELLS]
-              if (drawn := _bytes_against_score(title, runs, metric))]
+              if (drawn := _bytes_against_score(title, runs, metric_of(runs)))]
     if not panels:
         return None
     return section("communication", "Communication against score", grid(*panels),
                    lead=f"Bytes per device and round, up and down together, against the mean test "
-                   f"{words(metric)} of the devices, last round, mean over seeds.")
+                   f"{metric_words(sweep)} of the devices, last round, mean over seeds.")
 
 
 def _bytes_against_score(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
@@ -131,7 +164,6 @@ def _bytes(files: RunFiles) -> float | None:
 
 def availability_section(sweep: SweepFiles) -> Markup | None:
     """Which device had which modality, seed by seed, and what its set is worth."""
-    metric = metric_of(sweep)
     panels = []
     seen = set()
     for title, runs in sweep.cells().items():
@@ -140,7 +172,7 @@ def availability_section(sweep: SweepFiles) -> Markup | None:
         drawn = _availability(title, lead)
         if drawn and drawn[0] not in seen and len(seen) < _CELLS:
             seen.add(drawn[0])
-            panels += [drawn[1], _by_modalities(title, series, metric)]
+            panels += [drawn[1], _by_modalities(title, series, metric_of(runs))]
     if not panels:
         return None
     return section("modalities", "Devices and their modalities", *(p for p in panels if p),

@@ -9,6 +9,7 @@ from mlecs_jax.report.headline import BANNERS
 from mlecs_jax.report.markup import Markup, tag
 from mlecs_jax.report.page import page, replace
 from mlecs_jax.report.sweep_charts import (
+    ablation_section,
     availability_section,
     bytes_section,
     confusions_section,
@@ -28,6 +29,7 @@ _PANELS = (
     ("findings", "Findings", findings_section),
     ("differences", "Differences", differences_section),
     ("tables", "Tables", tables_section),
+    ("ablation", "Ablation", ablation_section),
     ("learning", "Learning", curves_section),
     ("times", "Over time", times_section),
     ("communication", "Communication", bytes_section),
@@ -65,9 +67,13 @@ def render(sweep: SweepFiles) -> str:
 
 
 def _banner(sweep: SweepFiles) -> Markup | None:
-    if sweep.data_source != "simulated":
+    missing = sweep.content.get("missing") or 0
+    if sweep.data_source == "simulated":
+        title, explanation = BANNERS["simulated"]
+    elif missing:
+        title, explanation = "Incomplete", "Tables and charts are of the runs that are there."
+    else:
         return None
-    title, explanation = BANNERS["simulated"]
     return tag("aside", tag("strong", title), " ", tag("span", explanation), class_="banner",
                role="note")
 
@@ -76,7 +82,9 @@ def _header(sweep: SweepFiles) -> Markup:
     source = sweep.data_source
     badge = {"real": "Real data", "simulated": "Simulated data"}.get(source or "", "Counted")
     failed = len(sweep.runs) - len(sweep.finished)
-    state = f"{len(sweep.finished)} runs" + (f", {failed} failed" if failed else "")
+    missing = sweep.content.get("missing") or 0
+    state = (f"{len(sweep.finished)} runs" + (f", {failed} failed" if failed else "")
+             + (f", {missing} not there yet" if missing else ""))
     facts = [("preset", sweep.content.get("preset")), ("seeds", sweep.content.get("seeds")),
              ("written", str(sweep.content.get("written"))[:16].replace("T", " ") + " UTC")]
     return tag("header",

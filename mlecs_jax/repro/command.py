@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mlecs_jax.errors import INTERRUPTED, UserError
 from mlecs_jax.report.axes import duration
 from mlecs_jax.report.sweep_report import write_sweep_report
 from mlecs_jax.repro import engine, render, results
@@ -26,10 +27,12 @@ SWEEP, TABLES = "sweep.json", "tables.md"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code: 0, or 1 where a run failed.
+    """Returns the exit code: 0; 1 where a run failed; 130 after Ctrl-C, when what there is has been
+    written all the same.
 
     Raises:
-      UserError: bad options or data.
+      UserError: bad options or data, or nothing to show.
+      KeyboardInterrupt: before a run was whole.
     """
     options = parse(arguments, {system: tuple(found) for system, found in SYSTEMS.items()})
     artefact = SYSTEMS[options.system][options.artefact]
@@ -38,27 +41,40 @@ def main(arguments: Sequence[str]) -> int:
     begun = time.monotonic()
     with SweepDisplay(console) as display:
         outcomes = engine.execute(jobs, options.workdir, processes=options.processes,
-                                  display=display, any_code=options.any_code)
+                                  display=display, any_code=options.any_code, train=options.run)
     found = results.read(outcomes)
+    missing = len(jobs) - len(outcomes)
+    if missing and not found.runs:
+        if options.run:
+            raise KeyboardInterrupt
+        raise UserError(f"none of the {len(jobs)} runs is done in {options.workdir}; leave "
+                        "--no-run out to make them")
     findings = artefact.findings(options, found)
-    write(options, artefact.title, outcomes, found, findings, time.monotonic() - begun)
+    write(options, artefact.title, outcomes, found, findings, time.monotonic() - begun, missing)
     render.print_findings(findings, console)
-    if options.write_docs:
+    stopped = missing > 0 and options.run
+    if options.write_docs and not stopped:  # a whole part of the page is not replaced by chance
         write_docs(options.write_docs, options, artefact.title, findings, found,
-                   sum(outcome.cost for outcome in outcomes))
-    return _finish(options, outcomes, found, time.monotonic() - begun, console)
+                   sum({o.folder: o.cost for o in outcomes}.values()), missing)
+    code = _finish(options, outcomes, found, time.monotonic() - begun, console, missing)
+    return INTERRUPTED if stopped else code
 
 
 def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Results,
-          findings: Findings, seconds: float) -> None:
-    """The artefact's folder: results, tables and what ran."""
+          findings: Findings, seconds: float, missing: int) -> None:
+    """The artefact's folder: results, tables and what ran.
+
+    Args:
+      missing: how many planned runs are not there.
+    """
     options.folder.mkdir(parents=True, exist_ok=True)
     results.write(results.tidy(found, options.workdir), options.folder)
-    (options.folder / TABLES).write_text(f"# {title}\n\n{render.markdown(findings)}", "utf-8")
+    head = f"# {title}\n\n" + (f"{render.missing_text(missing)}\n\n" if missing else "")
+    (options.folder / TABLES).write_text(head + render.markdown(findings), "utf-8")
     (options.folder / SWEEP).write_text(json.dumps(dataclasses.asdict(findings) | {
         "system": options.system, "artefact": options.artefact, "title": title,
         "preset": options.preset, "data": options.data, "seeds": options.seeds,
-        "command": options.command, "processes": options.processes,
+        "command": options.command, "processes": options.processes, "missing": missing,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "runs": [_entry(outcome, options) for outcome in outcomes],
@@ -74,13 +90,18 @@ def _entry(outcome: Outcome, options: Options) -> dict[str, object]:
 
 
 def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, seconds: float,
-            console: Console) -> int:
-    """Says what was done, on which data, and what failed."""
-    failed = [outcome for outcome in outcomes if outcome.failure]
-    cached = sum(outcome.cached for outcome in outcomes)
-    console.print(f"{len(outcomes) - cached - len(failed)} runs in {duration(seconds)} with "
+            console: Console, missing: int) -> int:
+    """Says what was done, on which data, what failed and what is not there."""
+    distinct = {outcome.folder: outcome for outcome in outcomes}.values()
+    failed = [outcome for outcome in distinct if outcome.failure]
+    cached = sum(outcome.cached for outcome in distinct)
+    console.print(f"{len(distinct) - cached - len(failed)} runs in {duration(seconds)} with "
                   f"{options.processes} workers, {cached} done before, {len(failed)} failed; "
                   f"results: {options.folder}", soft_wrap=True)
+    if missing:
+        console.print(f"[bold yellow]{render.missing_text(missing)}[/bold yellow]; the same "
+                      "command makes them" + ("" if options.run else " without --no-run"),
+                      soft_wrap=True)
     if "simulated" in found.sources:
         console.print("[bold yellow]SIMULATED DATA: these figures say nothing about real "
                       "ones.[/bold yellow]")

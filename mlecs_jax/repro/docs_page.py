@@ -1,4 +1,4 @@
-"""The Markdown page of results: one part per artefact, data set and kind of data.
+"""The Markdown page of results: one part per artefact, data set, kind of data and ``--name``.
 
 A part stands between two comments and is replaced as a whole, so that sweeps of several artefacts
 share a page and nothing on it is written by hand. Beside the page, a CSV file per part holds one
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mlecs_jax.errors import UserError
 from mlecs_jax.report.axes import duration
+from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro import render
 from mlecs_jax.repro.options import Options
 from mlecs_jax.repro.results import Results, Run
@@ -29,16 +30,17 @@ controls are: [baselines](baselines.md); how to make these again: [repro](repro.
 
 
 def write_docs(path: Path, options: Options, title: str, findings: Findings, results: Results,
-               seconds: float) -> None:
-    """Puts an artefact's findings into the page, in the place of its older ones.
+               seconds: float, missing: int = 0) -> None:
+    """Puts an artefact's findings into the page, in the place of its older ones of the same name.
 
     Args:
       seconds: worker time of all its runs.
+      missing: how many planned runs are not there.
 
     Raises:
       UserError: the page cannot be written.
     """
-    name = "-".join([options.system, options.artefact, *options.datasets])
+    name = "-".join([options.system, options.artefact, *options.datasets]) + options.suffix
     if "simulated" in results.sources:
         name += "-simulated"
     try:
@@ -47,7 +49,8 @@ def write_docs(path: Path, options: Options, title: str, findings: Findings, res
         table = path.parent / path.stem / f"{name}.csv"
         table.parent.mkdir(exist_ok=True)
         _write_runs(table, results)
-        text = _part(options, title, findings, results, seconds, table.relative_to(path.parent))
+        text = _part(options, title, findings, results, seconds, table.relative_to(path.parent),
+                     missing)
         path.write_text(replaced(page, name, text), "utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give --write-docs another "
@@ -65,17 +68,30 @@ def replaced(page: str, name: str, text: str) -> str:
 
 
 def _part(options: Options, title: str, findings: Findings, results: Results, seconds: float,
-          table: Path) -> str:
-    versions = sorted({run.code for run in results.runs})
-    lines = [f"## {title}", ""]
+          table: Path, missing: int) -> str:
+    lines = [f"## {title}" + (f": {options.name}" if options.name else ""), ""]
+    if missing:
+        lines += [f"**{render.missing_text(missing)}.**", ""]
     if "simulated" in results.sources:
         lines += ["**Simulated data**: these figures show that the program runs, and are no "
                   "evidence about any real task.", ""]
     lines += [f"`{options.command}`", "",
-              f"{len(results.runs)} runs, {duration(seconds)} of worker time in all; one row per "
-              f"run: [{table.as_posix()}]({table.as_posix()}). Versions of the code: "
-              f"{len(versions)}.", "", render.markdown(findings)]
+              f"{len({run.folder for run in results.runs})} runs, {duration(seconds)} of worker "
+              f"time in all; one row per run: [{table.as_posix()}]({table.as_posix()}). "
+              f"{versions_text(results)}", "", render.markdown(findings)]
     return "\n".join(lines)
+
+
+def versions_text(results: Results) -> str:
+    """Of how many versions of its own sources the runs of each method are."""
+    codes: dict[str, set[str]] = {}
+    for run in results.runs:
+        codes.setdefault(str(run.labels["method"]), set()).add(run.code)
+    mixed = [f"{proper(method)} {len(found)}" for method, found in codes.items() if len(found) > 1]
+    if not mixed:
+        return "The runs of each method are of one version of its sources."
+    return f"Versions of their sources that the runs of a method are of: {', '.join(mixed)}" + (
+        "." if len(mixed) == len(codes) else "; of every other method one.")
 
 
 def _write_runs(path: Path, results: Results) -> None:

@@ -8,14 +8,14 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection as connections
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.repro import worker
-from mlecs_jax.repro.job import RECORD, Job, Provenance, find, is_done
+from mlecs_jax.repro import accelerators, worker
+from mlecs_jax.repro.job import RECORD, Job, Provenance, configuration_key, find, is_done
 
 RUNS, LOGS = "runs", "workers"
 RUNS_PER_WORKER = 40  # then a fresh process: programs of shapes that do not come back take memory
@@ -65,34 +65,54 @@ class _Worker:
 
 def execute(
     jobs: Sequence[Job], workdir: Path, *, processes: int, display: Display,
-    any_code: bool = False,
+    any_code: bool = False, train: bool = True,
 ) -> list[Outcome]:
     """Makes sure that every job's run is there; returns how each ended, in the order of ``jobs``.
 
+    Jobs of one configuration are one run, whatever their labels. Jobs whose run is not there are
+    left out where ``train`` is False, and after Ctrl-C.
+
     Args:
       workdir: runs go to ``workdir/runs``, shared by all sweeps of the folder.
-      processes: workers, each with its share of the machine's cores.
+      processes: workers, each with its share of the machine's cores, or with an accelerator.
       any_code: finished runs of other versions of the sources count as well.
+      train: run what is not there; else only look.
 
     Raises:
       UserError: data or options of the first job are bad, or the folder cannot be written.
     """
-    outcomes: dict[int, Outcome] = {}
+    ended: dict[str, Outcome] = {}  # by key
     with _Pool(workdir, processes) as pool:
         origins = pool.provenances(jobs)
-        waiting: list[tuple[int, Job, Path, Provenance]] = []
-        for i, (job, origin) in enumerate(zip(jobs, origins, strict=True)):
+        keys = [f"{configuration_key(job, origin.data)}-{origin.code}"
+                for job, origin in zip(jobs, origins, strict=True)]
+        waiting: list[tuple[str, Job, Path, Provenance]] = []
+        for key, (job, origin) in _distinct(keys, jobs, origins).items():
             folder = find(workdir / RUNS, job, origin, any_code=any_code)
             if is_done(folder, job):
-                record = json.loads((folder / RECORD).read_text())
-                outcomes[i] = Outcome(job, folder, Provenance(record["data"], record["code"]),
-                                      cached=True, cost=record["seconds"])
+                found, cost = _recorded(folder)
+                ended[key] = Outcome(job, folder, found, cached=True, cost=cost)
             else:
-                waiting.append((i, job, folder, origin))
-        display.plan(len(jobs), len(outcomes))
-        for i, outcome in pool.run(waiting, display):
-            outcomes[i] = outcome
-    return [outcomes[i] for i in range(len(jobs))]
+                waiting.append((key, job, folder, origin))
+        display.plan(len(ended) + len(waiting), len(ended))
+        if train:
+            with contextlib.suppress(KeyboardInterrupt):
+                for key, outcome in pool.run(waiting, display):
+                    ended[key] = outcome
+    return [dataclasses.replace(ended[key], job=job)
+            for key, job in zip(keys, jobs, strict=True) if key in ended]
+
+
+def _distinct(
+    keys: Sequence[str], jobs: Sequence[Job], origins: Sequence[Provenance]
+) -> dict[str, tuple[Job, Provenance]]:
+    """The first job of every key, with the extras of all of them."""
+    found: dict[str, tuple[Job, Provenance]] = {}
+    for key, job, origin in zip(keys, jobs, origins, strict=True):
+        first = found.get(key, (job, origin))[0]
+        extras = tuple(dict.fromkeys((*first.extras, *job.extras)))
+        found[key] = (dataclasses.replace(first, extras=extras), origin)
+    return found
 
 
 class _Pool:
@@ -119,11 +139,11 @@ class _Pool:
             member.pipe.close()
 
     def provenances(self, jobs: Sequence[Job]) -> list[Provenance]:
-        """Data and code of every job; jobs that share both groups are asked once."""
+        """Data, models and code of every job; jobs that share the groups are asked once."""
         known: dict[str, Provenance] = {}
         result = []
         for job in jobs:
-            asked = {key: job.values.get(key) for key in ("data", "captions")}
+            asked = {key: job.values.get(key) for key in ("data", "captions", "model")}
             asked["data"] = {k: v for k, v in (asked["data"] or {}).items() if k != "split"}
             key = json.dumps([job.runner, asked, job.values.get("method", {}).get("name")],
                              sort_keys=True)
@@ -148,11 +168,11 @@ class _Pool:
         return content
 
     def run(
-        self, waiting: Sequence[tuple[int, Job, Path, Provenance]], display: Display
-    ) -> Iterator[tuple[int, Outcome]]:
+        self, waiting: Sequence[tuple[str, Job, Path, Provenance]], display: Display
+    ) -> Iterator[tuple[str, Outcome]]:
         """Runs jobs in order, as workers become free; yields outcomes as they come."""
         queue = list(reversed(waiting))
-        numbers: dict[int, int] = {}  # slot → index of its job
+        names: dict[int, str] = {}  # slot → key of its job
         for slot in range(min(self._processes, len(queue))):
             if slot >= len(self._workers):
                 self._start(slot)
@@ -160,10 +180,10 @@ class _Pool:
 
         def give(member: _Worker) -> None:
             if queue:
-                i, job, folder, origin = queue.pop()
+                key, job, folder, origin = queue.pop()
                 member.task, member.begun = (job, folder, origin), time.perf_counter()
                 member.runs += 1
-                numbers[member.slot] = i
+                names[member.slot] = key
                 busy[member.pipe] = member
                 display.begin(member.slot, job)
                 member.pipe.send(("run", job.runner, job.values, str(folder), job.extras))
@@ -178,7 +198,7 @@ class _Pool:
                     continue
                 del busy[ready]
                 display.end(member.slot, outcome)
-                yield numbers[member.slot], outcome
+                yield names[member.slot], outcome
                 if queue and (member.runs >= RUNS_PER_WORKER or not member.process.is_alive()):
                     member.pipe.close()
                     member.process.join()
@@ -203,8 +223,10 @@ class _Pool:
             display.round(member.slot, complete, total)
             return None
         if kind == "done":
-            _record(folder, job, origin, seconds)
-            return Outcome(job, folder, origin, seconds=seconds, cost=seconds)
+            if not (folder / RECORD).exists():  # else an extra alone was measured
+                _record(folder, job, origin, seconds)
+            found, cost = _recorded(folder)
+            return Outcome(job, folder, found, seconds=seconds, cost=cost)
         line, trace = content
         if trace:
             folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +238,7 @@ class _Pool:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=worker.main, args=(theirs, self._log(slot)),
                                         daemon=True, name=f"repro-worker-{slot}")
-        with _threads_per_worker(self._processes):
+        with _environment(_share(slot, self._processes)):
             process.start()
         theirs.close()
         member = _Worker(slot, process, ours)
@@ -227,17 +249,30 @@ class _Pool:
         return self._workdir / LOGS / f"worker-{slot}.log"
 
 
+def _share(slot: int, processes: int) -> dict[str, str]:
+    """What tells a worker its part of the machine: cores, of which XLA reads the number when it
+    makes its thread pools (more threads than cores only wait for each other), or an accelerator."""
+    cores = str(max(1, (os.cpu_count() or 1) // processes))
+    return {"PJRT_NPROC": cores} | accelerators.environment(
+        slot, processes, accelerators.visible())
+
+
 @contextlib.contextmanager
-def _threads_per_worker(processes: int) -> Iterator[None]:
-    """Lets a worker started inside use its share of the cores: XLA reads PJRT_NPROC when it makes
-    its thread pools. More threads than cores only wait for each other."""
-    before = os.environ.get("PJRT_NPROC")
-    os.environ["PJRT_NPROC"] = before or str(max(1, (os.cpu_count() or 1) // processes))
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables for a process started inside; what the user set stays, except which accelerators
+    there are."""
+    before = {name: os.environ.get(name) for name in values}
+    for name, value in values.items():
+        if before[name] is None or name == accelerators.VISIBLE:
+            os.environ[name] = value
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PJRT_NPROC"]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _record(folder: Path, job: Job, origin: Provenance, seconds: float) -> None:
@@ -247,3 +282,9 @@ def _record(folder: Path, job: Job, origin: Provenance, seconds: float) -> None:
     temporary = folder / f".{RECORD}.new"
     temporary.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(temporary, folder / RECORD)
+
+
+def _recorded(folder: Path) -> tuple[Provenance, float]:
+    """Where a whole run came from, and the worker seconds of the call that ended it."""
+    record = json.loads((folder / RECORD).read_text())
+    return Provenance(record["data"], record["code"]), record["seconds"]

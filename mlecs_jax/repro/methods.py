@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from mlecs_jax.errors import UserError
 
 OURS = ("ml_ecs", "ml_ecs_plus")
@@ -18,6 +21,14 @@ NOTES = {
     "centralized": "all data pooled: a ceiling",
 }
 
+UNREAD = {
+    "partition.public_labels": ("standalone", "multi_fedavg", "fedmllm", "fedilora", "localpub",
+                                "localpub_mixed", "private_only", "fedavg_lora", "centralized"),
+    "partition.server_labelled": ("multi_fedavg", "fedmllm", "fedilora", "private_only",
+                                  "fedavg_lora")}
+"""Options of the public data that some methods do not read: labels on devices, where devices see
+private data alone or are given the server's; labels at all, where nobody sees public data."""
+
 
 def chosen(names: tuple[str, ...] | None) -> tuple[str, ...]:
     """The methods asked for, or all that exist.
@@ -30,3 +41,15 @@ def chosen(names: tuple[str, ...] | None) -> tuple[str, ...]:
             raise UserError(f"unknown method '{name}'; use {', '.join(ALL)}, or a file or module "
                             "of your own")
     return names or ALL
+
+
+def read_of(method: str, options: Mapping[str, Any], captions: bool) -> dict[str, Any]:
+    """Those of some options of the public data that a method's numbers depend on.
+
+    Args:
+      captions: the task is captioning: tokenizer and pretrained backbones then read the captions
+        of labelled public data, whatever the method does.
+    """
+    return {name: value for name, value in options.items()
+            if method not in UNREAD.get(name, ())
+            or captions and name == "partition.server_labelled"}

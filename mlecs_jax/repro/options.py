@@ -6,13 +6,14 @@ import argparse
 import copy
 import dataclasses
 import functools
-import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mlecs_jax import cli
 from mlecs_jax.errors import UserError
+from mlecs_jax.repro.accelerators import default_processes
 from mlecs_jax.repro.job import Job, Label, Values
 
 Number = TypeVar("Number", int, float)
@@ -27,6 +28,14 @@ PUBLICS: Mapping[str, Mapping[str, Any]] = {
     "partly": {"partition.public_labels": True, "partition.server_labelled": 0.1},
     "labelled": {"partition.public_labels": True}}
 """What the public data may be: labelled for the server alone, a tenth of them for all, or all."""
+FILTERS = {"datasets": "--dataset", "methods": "--methods", "splits": "--splits", "rhos": "--rho",
+           "devices": "--devices", "labelled": "--labelled", "publics": "--public"}
+AXES = {"method.name": "--methods", "seed": "--seeds", "partition.seed": "--seeds",
+        "data.split": "--splits", "partition.rho": "--rho", "partition.num_clients": "--devices",
+        "partition.labelled": "--labelled", "partition.public_labels": "--public",
+        "partition.server_labelled": "--public", "partition.mask_schedule": "another artefact",
+        "channel.uplink": "another artefact"}
+"""What a grid may set, and what to use in the place of an override of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +49,11 @@ class Options:
       data: ``real``, ``simulated`` or ``auto``.
       datasets: names of shipped configs, or files with ``get_config()``; empty: the artefact's.
       methods, splits, rhos, devices, labelled, publics: the grid; None takes the artefact's own.
+      name: sets a part of an artefact apart, in its folder and on the page; may be empty.
       workdir: runs and results; several artefacts may share it, and then share runs.
       processes: worker processes.
       any_code: finished runs made by other versions of the sources count as done.
+      run: make the runs that are not there; else only show those that are.
       overrides: ``--config.KEY=VALUE`` of every run.
       write_docs: Markdown file to write the results into; None writes none.
     """
@@ -59,16 +70,23 @@ class Options:
     devices: tuple[int, ...] | None
     labelled: tuple[int, ...] | None
     publics: tuple[str, ...] | None
+    name: str
     workdir: Path
     processes: int
     any_code: bool
+    run: bool
     overrides: tuple[str, ...]
     write_docs: Path | None
 
     @property
     def folder(self) -> Path:
         """Where this artefact's results go."""
-        return self.workdir / f"{self.system}-{self.artefact}"
+        return self.workdir / f"{self.system}-{self.artefact}{self.suffix}"
+
+    @property
+    def suffix(self) -> str:
+        """Of everything that is called after the artefact."""
+        return f".{self.name}" if self.name else ""
 
     @property
     def command(self) -> str:
@@ -77,7 +95,7 @@ class Options:
             "preset": [self.preset], "seeds": [self.seeds], "data": [self.data],
             "dataset": self.datasets, "methods": self.methods, "splits": self.splits,
             "rho": self.rhos, "devices": self.devices, "labelled": self.labelled,
-            "public": self.publics}
+            "public": self.publics, "name": (self.name,) if self.name else None}
         return " ".join(["python -m mlecs_jax.repro", self.system, self.artefact,
                          *(f"--{name}={','.join(map(str, values))}"
                            for name, values in parts.items() if values), *self.overrides])
@@ -100,10 +118,15 @@ class Options:
           extras: see :class:`Job`.
 
         Raises:
-          UserError: the configuration has no such key.
+          UserError: the configuration has no such key, or an override is of what the grid sets.
         """
-        values = with_changes(self.base(dataset), {
-            "method.name": method, "seed": seed, "partition.seed": seed} | changes)
+        changes = {"method.name": method, "seed": seed, "partition.seed": seed} | changes
+        for name in changes:
+            if name in AXES and any(override.partition("=")[0] == f"--config.{name}"
+                                    for override in self.overrides):
+                raise UserError(f"--config.{name} does nothing in {self.system} {self.artefact}, "
+                                f"which sets it run by run; use {AXES[name]}")
+        values = with_changes(self.base(dataset), changes)
         partition = values["partition"]
         labels: dict[str, Label] = {
             "dataset": values["data"]["name"], "method": method, "variant": variant,
@@ -122,6 +145,35 @@ def _base(dataset: str, preset: str, data: str, overrides: tuple[str, ...]) -> V
         ["repro", f"--config={dataset}:{preset}", f"--config.data.source={data}", *overrides],
         USAGE, {})
     return values
+
+
+def only(options: Options, *allowed: str) -> Options:
+    """The options, if all filters that are set mean something to the artefact.
+
+    Args:
+      allowed: fields of :data:`FILTERS`.
+
+    Raises:
+      UserError: a filter that would do nothing.
+    """
+    for field, flag in FILTERS.items():
+        if field not in allowed and getattr(options, field):
+            raise UserError(f"{flag} means nothing to {options.system} {options.artefact}; leave "
+                            "it out")
+    return options
+
+
+def one_rho(options: Options, usual: float) -> float:
+    """The only ρ of an artefact whose tables have one.
+
+    Raises:
+      UserError: several are asked for.
+    """
+    first, *others = options.rhos or (usual,)
+    if others:
+        raise UserError(f"{options.system} {options.artefact} takes one ρ; give --rho one number, "
+                        "and --name for a table beside that of another")
+    return first
 
 
 def with_changes(values: Values, changes: dict[str, Any]) -> Values:
@@ -165,7 +217,8 @@ def parse(arguments: Sequence[str], known: dict[str, Sequence[str]]) -> Options:
         raise UserError(f"unknown artefact '{found.artefact}' of {found.system}; use "
                         f"{', '.join(known[found.system])}")
     seeds = SEEDS[found.preset] if found.seeds is None else found.seeds
-    for name, value in (("--seeds", seeds), ("--processes", found.processes)):
+    processes = default_processes() if found.processes is None else found.processes
+    for name, value in (("--seeds", seeds), ("--processes", processes)):
         if value < 1:
             raise UserError(f"{name} is {value}; give 1 or more")
     return Options(
@@ -176,7 +229,8 @@ def parse(arguments: Sequence[str], known: dict[str, Sequence[str]]) -> Options:
         splits=_names(found.splits), rhos=_numbers("--rho", found.rho, float),
         devices=_numbers("--devices", found.devices, int),
         labelled=_numbers("--labelled", found.labelled, int), publics=_publics(found.public),
-        workdir=Path(found.workdir), processes=found.processes, any_code=found.code == "any",
+        name=_tag(found.name), workdir=Path(found.workdir), processes=processes,
+        any_code=found.code == "any", run=not found.no_run,
         overrides=tuple(overrides),
         write_docs=Path(found.write_docs) if found.write_docs else None)
 
@@ -199,16 +253,20 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
     add("--methods", default="", help="some methods only, with commas")
     add("--splits", default="", help="of mlecs: frame, sequence; of mega: canonical, video, "
         "segment; or several with commas")
-    add("--rho", default="", help="mlecs: some ρ only, with commas")
+    add("--rho", default="", help="mlecs: some ρ only, with commas; table2 and comm: one")
     add("--devices", default="", help="table2: some numbers of devices only, with commas")
-    add("--labelled", default="", help="regime: some numbers of labelled samples per device only, "
-        "with commas; 0: all")
-    add("--public", default="", help=f"regime: {', '.join(PUBLICS)} (a tenth, for all); "
-        "default: all three")
+    add("--labelled", default="", help="regime, ablation: some numbers of labelled samples per "
+        "device only, with commas; 0: all")
+    add("--public", default="", help=f"regime, ablation: {', '.join(PUBLICS)} (a tenth, for all); "
+        "default: all three, of ablation the configuration's")
+    add("--name", default="", metavar="TAG", help="sets this part of an artefact apart: a folder "
+        "of its own, and a part of its own on the page")
+    add("--no-run", action="store_true", help="make the tables of the runs that are there, and "
+        "say how many are not")
     add("--workdir", default="repro", help="runs and results (default: repro); made again from "
         "what is there, so the same command resumes")
-    add("--processes", type=int, default=os.cpu_count() or 1,
-        help="worker processes (default: one a core)")
+    add("--processes", type=int,
+        help="worker processes (default: one an accelerator, or one a core)")
     add("--code", choices=("same", "any"), default="same",
         help="any: finished runs made by other versions of the sources count as well")
     add("--write-docs", default="", metavar="FILE", help="Markdown page to put the results into")
@@ -224,6 +282,12 @@ def _publics(text: str) -> tuple[str, ...] | None:
         if name not in PUBLICS:
             raise UserError(f"--public is '{text}'; use {', '.join(PUBLICS)}")
     return _names(text)
+
+
+def _tag(text: str) -> str:
+    if text and not re.fullmatch(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*", text):
+        raise UserError(f"--name is '{text}'; give letters and digits, with - or _ between them")
+    return text
 
 
 def _numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...] | None:

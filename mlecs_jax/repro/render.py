@@ -40,6 +40,12 @@ def print_findings(findings: Findings, console: Console) -> None:
         console.print(f"• {sentence}", soft_wrap=True)
 
 
+def missing_text(missing: int) -> str:
+    """That tables are made of a part of the planned runs."""
+    return (f"INCOMPLETE: {missing} of the planned runs {'are' if missing != 1 else 'is'} not "
+            "there yet, and the tables are of the others")
+
+
 def markdown(findings: Findings, level: int = 3) -> str:
     """All sentences, then all tables, as GitHub's Markdown."""
     parts = ["\n".join(f"- {sentence}" for sentence in findings.sentences)]

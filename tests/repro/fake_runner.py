@@ -20,6 +20,7 @@ def run(values, folder: Path, extras, on_round):
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "begun", "a") as file:
         file.write(f"{os.getpid()}\n")
+    (folder / "environment.json").write_text(json.dumps(dict(os.environ)))
     on_round(0, 2)
     if values["ends"] == "user error":
         raise UserError("a value is bad")

@@ -1,16 +1,20 @@
 """The engine: cached, resumable, and nothing that one run does stops the others."""
 
 import dataclasses
+import importlib.metadata
+import json
+import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.repro import engine, results
-from mlecs_jax.repro.job import Job
+from mlecs_jax.repro import accelerators, engine, results
+from mlecs_jax.repro.job import RECORD, Job
 
 
 class Recorder:
@@ -98,11 +102,96 @@ def test_runs_of_other_sources_or_configurations_are_not_taken(tmp_path, monkeyp
 
 
 def test_an_extra_is_measured_on_a_run_that_is_there(tmp_path):
-    execute([job()], tmp_path)
+    (first,), _ = execute([job()], tmp_path)
+    record = (first.folder / RECORD).read_text()
     (outcome,), display = execute([dataclasses.replace(job(), extras=("absence",))], tmp_path)
     assert not outcome.cached and begun(outcome) == 2
+    assert (first.folder / RECORD).read_text() == record and outcome.cost == first.cost
     assert results.read([outcome]).at("extra.absence.client.avg_f1", {}) == {0: 0.25}
     assert execute([dataclasses.replace(job(), extras=("absence",))], tmp_path)[0][0].cached
+
+
+def test_an_extra_leaves_the_record_of_a_run_of_other_sources(tmp_path, monkeypatch):
+    execute([job()], tmp_path)
+    monkeypatch.setenv("FAKE_CODE", "c0de0001")
+    asked = dataclasses.replace(job(), extras=("absence",))
+    (outcome,), _ = execute([asked], tmp_path, any_code=True)
+    assert begun(outcome) == 2 and outcome.provenance.code == "c0de0000"
+    assert results.read([outcome]).runs[0].code == "c0de0000"
+
+
+def test_jobs_of_one_configuration_are_one_run(tmp_path):
+    """However they are labelled, and with the measurements that any of them asks for."""
+    other = dataclasses.replace(job(), labels={"method": "m", "seed": 0, "public": "labelled"},
+                                extras=("absence",))
+    outcomes, display = execute([job(), other, job("n")], tmp_path)
+    assert display.planned == (2, 0) and [begun(o) for o in outcomes] == [1, 1, 1]
+    assert outcomes[0].folder == outcomes[1].folder != outcomes[2].folder
+    assert [o.job.labels.get("public") for o in outcomes] == [None, "labelled", None]
+    found = results.read(outcomes)
+    assert found.at("extra.absence.client.avg_f1", {"public": "labelled"}) == {0: 0.25}
+    with pytest.raises(ValueError, match="several runs of seed 0"):
+        found.at("client.avg_f1", {"method": "m"})
+
+
+def test_a_twins_run_serves_but_only_whole(tmp_path):
+    (first,), _ = execute([job(score=0.5)], tmp_path)
+    twin = dataclasses.replace(job(score=0.25), twins=(job(score=0.5).values,))
+    (found,), _ = execute([twin], tmp_path)
+    assert found.cached and found.folder == first.folder
+    (own,), _ = execute([dataclasses.replace(twin, extras=("absence",))], tmp_path)
+    assert not own.cached and own.folder != first.folder
+
+
+def test_what_is_there_without_running(tmp_path):
+    jobs = [job("there"), job("not there")]
+    execute(jobs[:1], tmp_path)
+    outcomes, display = execute(jobs, tmp_path, train=False)
+    assert [o.job.labels["method"] for o in outcomes] == ["there"] and outcomes[0].cached
+    assert display.planned == (2, 1) and not display.ended
+
+
+def test_ctrl_c_keeps_what_is_whole(tmp_path):
+    class Stopping(Recorder):
+        def end(self, slot, outcome):
+            raise KeyboardInterrupt
+
+    jobs = [job("quick"), job("slow", ends="waits")]
+    assert engine.execute(jobs, tmp_path, processes=2, display=Stopping()) == []
+    outcomes, _ = execute(jobs, tmp_path, train=False)
+    assert [o.job.labels["method"] for o in outcomes] == ["quick"]
+
+
+def test_workers_go_round_the_accelerators(tmp_path, monkeypatch):
+    """Three workers on two: each has one, and two share a memory; without any, all have cores."""
+    monkeypatch.setattr(accelerators, "visible", lambda: ("GPU-a", "GPU-b"))
+    jobs = [job(name) for name in ("m", "n")]
+    outcomes, _ = execute(jobs, tmp_path)
+    found = [json.loads((o.folder / "environment.json").read_text()) for o in outcomes]
+    assert sorted(env[accelerators.VISIBLE] for env in found) == ["GPU-a", "GPU-b"]
+    assert [accelerators.environment(slot, 3, ("0", "1"))[accelerators.VISIBLE]
+            for slot in range(3)] == ["0", "1", "0"]
+    shared = accelerators.environment(0, 3, ("0", "1"))
+    assert shared["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    assert shared["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.450"
+    assert set(accelerators.environment(0, 2, ("0", "1"))) == {accelerators.VISIBLE}
+    assert accelerators.environment(0, 2, ()) == {}
+
+
+@pytest.mark.parametrize(("variables", "plugins", "expected"), [
+    ({"CUDA_VISIBLE_DEVICES": "2,3"}, ["xla_cuda12"], ("2", "3")),
+    ({"CUDA_VISIBLE_DEVICES": ""}, ["xla_cuda12"], ()),
+    ({"CUDA_VISIBLE_DEVICES": "2,3"}, [], ()),
+    ({"CUDA_VISIBLE_DEVICES": "2", "JAX_PLATFORMS": "cpu"}, ["xla_cuda12"], ())])
+def test_accelerators_are_counted_where_jax_can_use_them(monkeypatch, variables, plugins, expected):
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [
+        types.SimpleNamespace(name=name) for name in plugins])
+    assert accelerators.visible() == expected
+    assert accelerators.default_processes() == (len(expected) or os.cpu_count())
 
 
 def test_bad_data_stop_the_sweep_in_one_line(tmp_path):

@@ -1,0 +1,82 @@
+"""The command around a sweep of runs that train nothing: what it writes, and when."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlecs_jax.errors import UserError
+from mlecs_jax.repro import command
+from mlecs_jax.repro.display import SweepDisplay
+from mlecs_jax.repro.docs_page import versions_text
+from mlecs_jax.repro.job import Job
+from mlecs_jax.repro.results import Results, Run
+from mlecs_jax.repro.systems import Artefact
+from mlecs_jax.repro.tables import Findings
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """A command whose runs end as they are told; returns ``call(*arguments, ends)``."""
+    def call(*arguments, ends=("well", "well")):
+        def jobs(options):
+            return [Job({"method": name, "dataset": "ur_fall", "split": "frame", "seed": 0},
+                        {"method": {"name": name}, "ends": end, "score": 0.5},
+                        runner="tests.repro.fake_runner")
+                    for name, end in zip(("ml_ecs", "localpub"), ends, strict=True)]
+
+        found = Artefact("Two runs", jobs, lambda options, results: Findings((), tuple(
+            f"{run.labels['method']} is there." for run in results.runs)))
+        monkeypatch.setattr(command, "SYSTEMS", {"mlecs": {"table1": found}})
+        return command.main(["mlecs", "table1", f"--workdir={tmp_path}", "--processes=1",
+                             f"--write-docs={tmp_path / 'results.md'}", *arguments])
+
+    return call
+
+
+def test_ctrl_c_writes_what_there_is_and_says_what_is_not(sweep, tmp_path, monkeypatch, capsys):
+    ended = SweepDisplay.end
+
+    def stop(self, slot, outcome):
+        ended(self, slot, outcome)
+        raise KeyboardInterrupt
+
+    with pytest.raises(UserError, match="none of the 2 runs is done"):
+        sweep("--no-run")
+    with monkeypatch.context() as patch:
+        patch.setattr(SweepDisplay, "end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sweep()  # stopped before the first was taken
+        sweep_file = tmp_path / "mlecs-table1" / "sweep.json"
+        assert not sweep_file.exists()
+        assert sweep(ends=("well", "waits")) == 130  # the first is there now, the second ends
+    written = json.loads(sweep_file.read_text())
+    assert written["missing"] == 1 and written["sentences"] == ["ml_ecs is there."]
+    assert "1 of the planned runs is not there yet" in (sweep_file.parent / "tables.md").read_text()
+    assert "1 not there yet" in (sweep_file.parent / "report.html").read_text()
+    assert not (tmp_path / "results.md").exists() and "INCOMPLETE" in capsys.readouterr().out
+
+
+def test_no_run_shows_what_is_there(sweep, tmp_path):
+    assert sweep(ends=("well", "user error")) == 1
+    assert sweep("--no-run", "--name=part-1", ends=("well", "user error")) == 0
+    page = (tmp_path / "results.md").read_text()
+    part = page[page.index("<!-- mlecs-table1-ur_fall.part-1-simulated -->"):]
+    assert "**INCOMPLETE: 1 of the planned runs" in part and "--name=part-1" in part
+    assert "## Two runs: part-1" in part
+    assert "INCOMPLETE" not in page[:page.index("<!-- mlecs-table1-ur_fall.part-1")]
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        "mlecs-table1-ur_fall-simulated.csv", "mlecs-table1-ur_fall.part-1-simulated.csv"}
+    assert (tmp_path / "mlecs-table1.part-1" / "report.html").exists()
+    assert "The runs of each method are of one version of its sources." in page
+
+
+def test_versions_are_counted_method_by_method():
+    def run(method, code):
+        return Run({"method": method, "seed": 0}, {}, Path(code), "real", "d", code)
+
+    each = Results((run("ml_ecs", "a"), run("localpub", "b"), run("standalone", "c")))
+    assert versions_text(each) == "The runs of each method are of one version of its sources."
+    mixed = Results((*each.runs, run("ml_ecs", "d")))
+    assert versions_text(mixed) == ("Versions of their sources that the runs of a method are of: "
+                                    "ML-ECS 2; of every other method one.")
