@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mlecs_jax.report.blocks import proper
+from mlecs_jax.report.blocks import proper, words
 from mlecs_jax.repro import paper
 from mlecs_jax.repro.job import Label
 from mlecs_jax.repro.methods import NOTES, OURS, PUBLISHED
@@ -20,6 +20,7 @@ from mlecs_jax.repro.tables import (
     difference_text,
     mark_best,
     mean_text,
+    plain,
     pooled,
     primary,
     share,
@@ -81,30 +82,40 @@ def _label_words(name: str, value: Label) -> str:
         return "all labels"
     if isinstance(value, str):
         return value
-    return f"{SHORT.get(name, name)}={share(value, 1) if isinstance(value, float) else value}"
+    return f"{SHORT.get(name, name)}={plain(value)}"
 
 
 def score_table(
     results: Results, where: Labels, cells: Sequence[Labels], *, variant: str = "",
-    name: Namer = cell_words,
+    name: Namer = cell_words, other: str = "",
 ) -> Table:
-    """Avg, best and worst device and the server, per cell and method, with the paper's figures."""
-    metric = primary(results)
+    """Avg, best and worst device and the server, per cell and method, with the paper's figures.
+
+    Args:
+      other: a metric beside the one that leads; of it best_val says nothing, as of runs that had
+        no rounds to choose from.
+    """
+    metric = other or primary(results, where)
+    chosen = not other and any(
+        selection == BEST_VAL for run in results.of(where) for selection, _ in run.values)
     columns = [("devices, avg", FINAL, f"client.avg_{metric}"),
                ("best", FINAL, f"client.best_{metric}"),
                ("worst", FINAL, f"client.worst_{metric}"),
-               ("server", FINAL, f"server.{metric}"),
-               ("avg at best_val", BEST_VAL, f"client.avg_{metric}"),
-               ("server at best_val", BEST_VAL, f"server.{metric}")]
+               ("server", FINAL, f"server.{metric}")]
+    best_val = "" if not chosen else (
+        "; best_val: the round with the best mean validation score of the devices")
+    if chosen:
+        columns += [("avg at best_val", BEST_VAL, f"client.avg_{metric}"),
+                    ("server at best_val", BEST_VAL, f"server.{metric}")]
     rows: list[tuple[Cell, ...]] = []
     for cell in cells:
         rows += _rows_of_cell(results, {**cell, "variant": variant}, name(cell, where), columns)
     return Table(
-        f"{METRICS[metric]} on test data, {data_words(results, where)}",
+        f"{METRICS.get(metric) or words(metric)} on test data, {data_words(results, where)}",
         ("setting", "method", *(name for name, _, _ in columns)), tuple(rows),
-        f"Mean ± standard deviation over {seeds_words(results, where)}, last round; best_val: the "
-        "round with the best mean validation score of the devices. Bold: highest mean of the "
-        "published methods and ours; 'centralized' pools all data and competes with none.",
+        f"Mean ± standard deviation over {seeds_words(results, where)}, last round{best_val}. "
+        "Bold: highest mean of the published methods and ours; 'centralized' pools all data and "
+        "competes with none.",
         names=2)
 
 
@@ -126,7 +137,7 @@ def _rows_of_cell(
         result.append((name, *row))
         method = row[0].group["method"] if row[0].group else ""
         printed = _printed(results, {**cell, "method": method})
-        if printed:
+        if any(key in printed for _, _, key in columns):
             result.append((name, Cell(f"{proper(str(method))}, as printed", tone="quiet"), *(
                 Cell(share(printed.get(key)) if selection == FINAL else "", tone="quiet")
                 for _, selection, key in columns)))
@@ -145,7 +156,7 @@ def compare(
     name: Namer = cell_words,
 ) -> tuple[Table | None, list[str]]:
     """Paired differences of one method to every other, per cell and pooled, and what they say."""
-    metric = primary(results)
+    metric = primary(results, where)
     key = f"client.avg_{metric}"
     others = [m for m in results.distinct("method", where) if m != ours]
     if ours not in results.distinct("method", where) or not others:
@@ -210,6 +221,10 @@ def _first_places(
                 first += round(means[ours], 3) >= max(round(v, 3) for v in means.values())
     if not total:
         return []
-    among = "the published methods" + ("" if ours in PUBLISHED else " and itself")
+    others = [proper(str(m)) for m in PUBLISHED if m in rivals and m != ours]
+    if len(others) == len(set(PUBLISHED) - {ours}):
+        among = "the published methods" + ("" if ours in PUBLISHED else " and itself")
+    else:
+        among = f"itself and {', '.join(others)}"
     return [f"{data_words(results, where)}: {proper(ours)} has the highest mean of {among} in "
             f"{first} of {total} cells ({len(cells)} settings × avg, best, worst, server)."]

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,19 @@ class Results:
     def at(
         self, metric: str, labels: Mapping[str, Label], selection: str = FINAL
     ) -> dict[int, float]:
-        """``{seed: value}`` of the runs with these labels."""
-        return {int(run.labels["seed"]): run.values[selection, metric] for run in self.runs
-                if (selection, metric) in run.values and _match(run.labels, labels)}
+        """``{seed: value}`` of the runs with these labels.
+
+        Raises:
+          ValueError: the labels leave several runs of one seed.
+        """
+        found: dict[int, float] = {}
+        for run in self.of(labels):
+            if (selection, metric) in run.values:
+                seed = int(run.labels["seed"])
+                if seed in found:
+                    raise ValueError(f"several runs of seed {seed} have the labels {dict(labels)}")
+                found[seed] = run.values[selection, metric]
+        return found
 
     def of(self, labels: Mapping[str, Label]) -> list[Run]:
         """The runs with these labels."""
@@ -78,6 +89,9 @@ def read(outcomes: Iterable[Outcome]) -> Results:
         for extra in outcome.job.extras:
             summary.setdefault("extra", {})[extra] = json.loads(
                 (outcome.folder / f"{extra}.json").read_text("utf-8"))
+        summary.setdefault("validation", _validation(outcome.folder / "metrics.jsonl"))
+        if not _chooses(outcome.job.values):
+            summary["best_val"] = None
         runs.append(Run(outcome.job.labels, dict(_numbers(summary)), outcome.folder,
                         str(outcome.provenance.data["source"]),
                         str(outcome.provenance.data["sha256"]), outcome.provenance.code))
@@ -101,6 +115,25 @@ def write(rows: Sequence[Row], folder: Path) -> None:
         writer.writerows(rows)
     table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
     parquet.write_table(table, folder / "results.parquet")
+
+
+def _validation(metrics: Path) -> dict[str, Any]:
+    """Scores on validation data after the last round, where a run has written rounds."""
+    if not metrics.exists():
+        return {}
+    last = json.loads(metrics.read_text("utf-8").splitlines()[-1])
+    scored = last.get("eval", {}).get("val", {})
+    devices = scored.get("after_amt", {}).get("clients", {})
+    return {"client": {f"avg_{name}": statistics.fmean(own) for name, own in devices.items()
+                       if all(map(math.isfinite, own))},
+            "server": scored.get("server", {})}
+
+
+def _chooses(values: Mapping[str, Any]) -> bool:
+    """Whether validation had several rounds to choose from: of captions, those whose test rows are
+    answered, which is the last alone unless ``captions.test_every`` says more."""
+    captions = values.get("captions")
+    return captions is None or bool(captions["test_every"])
 
 
 def _numbers(summary: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], float]]:

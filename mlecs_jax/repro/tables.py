@@ -12,6 +12,7 @@ from mlecs_jax.repro.statistics import Difference, mean_by_seed, paired, spread
 
 Labels = Mapping[str, Label]
 METRICS = {"f1": "macro-F1", "rougeLsum": "ROUGE-LSum"}
+TEXTS = "texts"  # a kind of table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Table:
     Attributes:
       names: how many cells at the head of a row name it; with two, rows of one first name belong
         together.
-      kind: ``scores``, ``differences`` (also drawn, with their intervals) or ``heat`` (shaded).
+      kind: ``scores``, ``differences`` (also drawn, with their intervals), ``heat`` (shaded) or
+        ``texts`` (for Markdown: too wide for a terminal, and HTML pages have a place of their own).
     """
 
     title: str
@@ -103,10 +105,15 @@ def difference_cell(found: Difference | None, group: Mapping[str, Label] | None)
                 high=found.high)
 
 
-def primary(results: Results) -> str:
-    """The metric of the runs' task: ``f1`` or ``rougeLsum``."""
+def plain(value: int | float) -> str:
+    """A number of a grid as people write it: ``.5``, ``.75``, ``10``."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:g}")
+
+
+def primary(results: Results, where: Labels) -> str:
+    """The metric of the task of the runs with these labels: ``f1`` or ``rougeLsum``."""
     for name in METRICS:
-        if any((FINAL, f"client.avg_{name}") in run.values for run in results.runs):
+        if any((FINAL, f"client.avg_{name}") in run.values for run in results.of(where)):
             return name
     return next(iter(METRICS))
 

@@ -1,5 +1,7 @@
 """Statistics, tables and what is said of them, against figures worked by hand."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pyarrow.parquet
@@ -10,11 +12,13 @@ from mlecs_jax.repro import options, paper, render, results
 from mlecs_jax.repro.artefacts import ablation, regime, table1, table2
 from mlecs_jax.repro.code_version import code_version
 from mlecs_jax.repro.comparison import compare_all
-from mlecs_jax.repro.job import configuration_key
+from mlecs_jax.repro.engine import Outcome
+from mlecs_jax.repro.job import Job, Provenance, configuration_key
+from mlecs_jax.repro.methods import PUBLISHED
 from mlecs_jax.repro.results import FINAL, Results, Run
 from mlecs_jax.repro.statistics import mean_by_seed, paired, spread
 from mlecs_jax.repro.systems import SYSTEMS
-from mlecs_jax.repro.tables import difference_text, mean_text, share, signed
+from mlecs_jax.repro.tables import difference_text, mean_text, plain, share, signed
 
 
 def test_paired_interval_by_hand():
@@ -44,6 +48,7 @@ def test_numbers_as_papers_write_them():
     assert [share(v) for v in (0.8214, 1.0, -0.02, None)] == [".821", "1.000", "−.020", "–"]
     assert [signed(v) for v in (0.012, -0.012, 0.0004, -0.0004)] == ["+.012", "−.012", ".000",
                                                                      ".000"]
+    assert [plain(v) for v in (0.5, 0.75, 10, 200)] == [".5", ".75", "10", "200"]
 
 
 def made_up(scores, *, dataset="ur_fall", source="real", **labels):
@@ -72,8 +77,48 @@ def test_comparison_says_what_the_numbers_say():
         "ML-ECS is better" in sentences
     assert "ML-ECS minus Local + public" in sentences and "no difference is shown" in sentences
     assert "one seed says nothing" in sentences
-    assert "highest mean of the published methods in 3 of 3 cells" in sentences
+    assert "highest mean of itself and Standalone in 3 of 3 cells" in sentences
+    all_of_them = compare_all(made_up({name: {0: 0.5 + 0.01 * i} for i, name in enumerate(
+        reversed(PUBLISHED))}), "rho")
+    assert any("highest mean of the published methods in 3 of 3 cells" in sentence
+               for sentence in all_of_them.sentences)
     assert "SIMULATED" not in text
+
+
+def test_every_dataset_is_scored_by_its_own_metric():
+    """One sweep over classes and captions: no table of dashes."""
+    classes = made_up({"ml_ecs": {0: 0.8}, "localpub": {0: 0.7}})
+    captions = made_up({"ml_ecs": {0: 0.25}, "localpub": {0: 0.125}}, dataset="vast")
+    captions = Results(tuple(dataclasses.replace(run, values={
+        (selection, name.replace("f1", "rougeLsum")): value
+        for (selection, name), value in run.values.items() if selection == FINAL})
+        for run in captions.runs))
+    both = Results(classes.runs + captions.runs)
+    tables = compare_all(both, "rho").tables
+    assert [table.title.split(",")[0] for table in tables if table.kind == "scores"] == [
+        "macro-F1 on test data", "ROUGE-LSum on test data"]
+    scores = {table.title: table for table in tables if table.kind == "scores"}
+    assert [row[2].text for table in scores.values() for row in table.rows
+            if row[2].tone != "quiet"] == [".800", ".700", ".250", ".125"]
+    assert [heat.rows[0][1].text for heat in regime.heat_maps(both)] == ["+.100", "+.125"]
+    # Where no round could be chosen (captions whose test rows are answered once), no best_val.
+    widths = [any("best_val" in column for column in table.columns) for table in scores.values()]
+    assert widths == [True, False] and "best_val" not in tables[-2].note
+
+
+def test_no_round_is_chosen_of_captions_tested_once(tmp_path):
+    summary = {"client": {"avg_rougeLsum": 0.25}, "best_val": {"client": {"avg_rougeLsum": 0.25}}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "metrics.jsonl").write_text("{}\n" + json.dumps({"eval": {"val": {
+        "after_amt": {"clients": {"rougeLsum": [0.5, 0.25]}}, "server": {"rougeLsum": 0.75}}}}))
+    for every, chosen in ((0, {}), (2, {0: 0.25})):
+        job = Job({"method": "ml_ecs", "seed": 0}, {"captions": {"test_every": every}})
+        found = results.read([Outcome(job, tmp_path, Provenance(
+            {"source": "real", "sha256": "d"}, "c0de"))])
+        assert found.at("client.avg_rougeLsum", {}) == {0: 0.25}
+        assert found.at("client.avg_rougeLsum", {}, results.BEST_VAL) == chosen
+        assert found.at("validation.client.avg_rougeLsum", {}) == {0: 0.375}
+        assert found.at("validation.server.rougeLsum", {}) == {0: 0.75}
 
 
 def test_simulated_data_are_named_in_every_title():
@@ -137,6 +182,13 @@ def test_grids_of_the_artefacts():
     scarce = regime.jobs(parsed("regime", "--seeds=1", "--labelled=25", "--public=unlabelled"))
     assert {(j.labels["labelled"], regime.public_words(j.labels)) for j in scarce} == {
         (25, "unlabelled")}
+    # 12 methods × 3 kinds of labels × 80 cells, without those that differ in what nobody reads.
+    whole = regime.jobs(parsed("regime", "--seeds=5"))
+    assert len(whole) == 2880
+    assert len({configuration_key(job, {}) for job in whole}) == 2880 - (9 + 5) * 80
+    large = table2.jobs(parsed("table2", "--seeds=1", "--methods=ml_ecs"))
+    assert {(j.labels["split"], j.labels["num_clients"] >= 50) for j in large} == {
+        ("frame", False), ("sequence", False), ("sequence", True)}
     with pytest.raises(UserError, match="--public is 'some'"):
         parsed("regime", "--public=some")
     # Artefacts of one folder share runs: table 2's first cell is table 1's last.
@@ -144,6 +196,18 @@ def test_grids_of_the_artefacts():
         configuration_key(job, {}) for job in table2.jobs(parsed(
             "table2", "--seeds=1", "--devices=3", "--splits=frame", "--data=real"))}
     assert len(shared) == 12
+
+
+@pytest.mark.parametrize(("method", "key"), [
+    ("ml_ecs", "69e4ba086d"), ("ml_ecs_plus", "ee3fdd15b5"), ("standalone", "35e92eea98")])
+def test_new_options_leave_the_keys_of_cached_runs(method, key):
+    """The keys that the runs of docs/results.md were made under."""
+    (job,) = table1.jobs(parsed("table1", "--seeds=1", "--data=real", "--splits=frame", "--rho=.5",
+                                f"--methods={method}"))
+    data = {"source": "real", "samples": 1, "sha256": "d"}
+    assert configuration_key(job, data) == key
+    job.values["plus"]["encoders"] = True
+    assert configuration_key(job, data) != key
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -154,10 +218,19 @@ def test_grids_of_the_artefacts():
     (("table1", "--config.lora.rnak=3"), "did you mean lora.rank"),
     (("table1", "--methods=ml_exc"), "unknown method 'ml_exc'"),
     (("table1", "--dataset=ur_fell"), "unknown config 'ur_fell'"),
+    (("table1", "--name=a/b"), "--name is 'a/b'"),
+    (("table1", "--devices=5"), "--devices means nothing to mlecs table1"),
+    (("table1", "--config.partition.rho=0.3"), "use --rho"),
+    (("table2", "--rho=.5,.8"), "takes one ρ"),
+    (("comm", "--rho=.5,.8"), "takes one ρ"),
+    (("ablation", "--methods=localpub"), "no variants of 'localpub'"),
+    (("modality", "--labelled=50"), "--labelled means nothing to mlecs modality"),
+    (("regime", "--public=partly", "--config.partition.server_labelled=0.3"), "use --public"),
 ])
 def test_refusals(arguments, message):
     with pytest.raises(UserError, match=message):
-        table1.jobs(parsed(*arguments))
+        SYSTEMS["mlecs"][arguments[0] if arguments[0] in SYSTEMS["mlecs"] else "table1"].jobs(
+            parsed(*arguments))
 
 
 def test_code_version_follows_what_computes_the_numbers(tmp_path):

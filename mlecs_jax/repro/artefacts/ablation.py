@@ -1,15 +1,20 @@
-"""Fig. 4: ML-ECS without its parts, and with modalities missing only at inference."""
+"""Fig. 4: ML-ECS without its parts, and with modalities missing only at inference; and the levers
+of ML-ECS+, with the validation scores they are chosen by beside the test scores."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from mlecs_jax.errors import UserError
+from mlecs_jax.report.blocks import proper
+from mlecs_jax.repro.artefacts.regime import KEYS, public_words
 from mlecs_jax.repro.artefacts.table1 import splits_of
-from mlecs_jax.repro.comparison import data_words, seeds_words
+from mlecs_jax.repro.comparison import cells_of, data_words, seeds_words
 from mlecs_jax.repro.job import Job, Label
-from mlecs_jax.repro.options import Options
+from mlecs_jax.repro.options import PUBLICS, Options, only
 from mlecs_jax.repro.results import FINAL, Results
-from mlecs_jax.repro.statistics import paired, spread
+from mlecs_jax.repro.statistics import mean_by_seed, paired, spread
 from mlecs_jax.repro.tables import (
     METRICS,
     Cell,
@@ -19,6 +24,7 @@ from mlecs_jax.repro.tables import (
     difference_cell,
     difference_text,
     mean_text,
+    plain,
     pooled,
     primary,
     share,
@@ -26,24 +32,41 @@ from mlecs_jax.repro.tables import (
 )
 
 TITLE = "Fig. 4: ablations, and modalities lost at inference"
-METHOD = "ml_ecs"
 RHOS = (0.5, 0.8)
-VARIANTS: dict[str, dict[str, Any]] = {
+Variants = Mapping[str, Mapping[str, Any]]
+PARTS: Variants = {
     "": {}, "w/o MMA": {"method.mma": False}, "w/o SE-CCL": {"method.se_ccl": False},
     "w/o CCL": {"method.ccl": False}, "w/o KT": {"method.kt": False}}
+LEVERS: Variants = {
+    "": {}, "w/o teacher": {"plus.distil": 0.0}, "w/o devices' share": {"plus.devices_share": 0.0},
+    "w/o lesson of the server": {"plus.server_distil": 0.0}, "w/o alignment": {"plus.align": False},
+    "w/o LoRA": {"plus.lora": False}, "uniform weights": {"plus.weighting": "uniform"},
+    "confidence weights": {"plus.weighting": "confidence"}, "+ encoders": {"plus.encoders": True},
+    "+ volume": {"plus.volume": 1.0, "ccl.negatives": "all"},
+    "+ class-aware volume": {"plus.volume": 1.0, "ccl.negatives": "other_class"}}
+VARIANTS: Mapping[str, Variants] = {"ml_ecs": PARTS, "ml_ecs_plus": LEVERS}
 REMOVED = ("removed_1", "removed_2")
+AXES = (*KEYS, "labelled", "rho")
 
 
 def jobs(options: Options) -> list[Job]:
-    """Every variant of ML-ECS, with answers under fewer modalities."""
-    return [options.job(dataset, METHOD, seed,
-                        {"data.split": split, "partition.rho": rho, **changes},
-                        variant, extras=("absence",))
+    """Every variant of ML-ECS, with answers under fewer modalities; or of ML-ECS+."""
+    only(options, "datasets", "methods", "splits", "rhos", "labelled", "publics")
+    for method in options.methods or ():
+        if method not in VARIANTS:
+            raise UserError(f"mlecs ablation has no variants of '{method}'; use "
+                            f"{' or '.join(VARIANTS)}")
+    return [options.job(dataset, method, seed,
+                        {"data.split": split, "partition.rho": rho, **labels, **public, **changes},
+                        variant, extras=("absence",) if method == "ml_ecs" else ())
             for seed in range(options.seeds)
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
+            for public in [PUBLICS[name] for name in options.publics or ()] or [{}]
+            for labels in [{"partition.labelled": n} for n in options.labelled or ()] or [{}]
             for rho in options.rhos or RHOS
-            for variant, changes in VARIANTS.items()]
+            for method in options.methods or ("ml_ecs",)
+            for variant, changes in VARIANTS[method].items()]
 
 
 def findings(options: Options, results: Results) -> Findings:
@@ -52,40 +75,67 @@ def findings(options: Options, results: Results) -> Findings:
     said: list[str] = []
     for dataset in results.distinct("dataset", {}):
         for split in results.distinct("split", {"dataset": dataset}):
-            where: dict[str, Label] = {"dataset": dataset, "split": split}
-            cells: list[Labels] = [where | {"rho": rho} for rho in results.distinct("rho", where)]
-            tables.append(_scores(results, where, cells))
-            table, sentences = _worth(results, where, cells)
-            tables.append(table)
-            said += sentences
+            for method in results.distinct("method", {"dataset": dataset, "split": split}):
+                where: dict[str, Label] = {"dataset": dataset, "split": split, "method": method}
+                cells = cells_of(results, where, AXES)
+                tables.append(_scores(results, where, cells))
+                for part in ("", "validation.") if method == "ml_ecs_plus" else ("",):
+                    table, sentences = _worth(results, where, cells, part)
+                    tables.append(table)
+                    said += sentences
+                if method == "ml_ecs_plus":
+                    said += _chosen(results, where, cells)
+                said += _lost(results, where, cells)
     return Findings(tuple(tables), tuple(said))
 
 
+def _words(cell: Labels, cells: list[Labels]) -> str:
+    """What sets a cell apart: ``50 labels, public unlabelled, ρ=.5``."""
+    parts = []
+    if len({c["labelled"] for c in cells}) > 1 or cell["labelled"]:
+        parts.append(f"{cell['labelled'] or 'all'} labels")
+    if len({tuple(c[key] for key in KEYS) for c in cells}) > 1 or public_words(cell) != "labelled":
+        parts.append(f"public {public_words(cell)}")
+    return ", ".join([*parts, f"ρ={plain(float(cell['rho']))}"])
+
+
+def _nodes(metric: str, part: str = "") -> tuple[tuple[str, str], ...]:
+    return ("devices", f"{part}client.avg_{metric}"), ("server", f"{part}server.{metric}")
+
+
 def _scores(results: Results, where: Labels, cells: list[Labels]) -> Table:
-    metric = primary(results)
-    nodes = (("devices", f"client.avg_{metric}"), ("server", f"server.{metric}"))
-    columns = (*nodes, *((f"{who}, {i + 1} lost", f"extra.absence.{name}.{key}")
-                         for who, key in nodes for i, name in enumerate(REMOVED)))
+    metric = primary(results, where)
+    columns = [*_nodes(metric), *((f"{who}, validation", key)
+                                  for who, key in _nodes(metric, "validation."))]
+    columns += [(f"{who}, {i + 1} lost", f"extra.absence.{name}.{key}")
+                for who, key in _nodes(metric) for i, name in enumerate(REMOVED)
+                if results.at(f"extra.absence.{name}.{key}", {**cells[0], "variant": ""})]
     rows = []
     for cell in cells:
         for variant in results.distinct("variant", cell):
             group = {**cell, "variant": variant}
-            rows.append((Cell(f"ρ={share(float(cell['rho']), 1)}"),
-                         Cell(variant or "ML-ECS", group),
+            rows.append((Cell(_words(cell, cells)),
+                         Cell(variant or proper(str(where["method"])), group),
                          *(Cell(mean_text(results.at(key, group)), group)
                            for _, key in columns)))
+    lost = any("lost" in name for name, _ in columns)
     return Table(
-        f"{METRICS[metric]} without parts of ML-ECS, {data_words(results, where)}",
+        f"{METRICS[metric]} of variants of {proper(str(where['method']))}, "
+        f"{data_words(results, where)}",
         ("setting", "variant", *(name for name, _ in columns)), tuple(rows),
-        f"Mean ± standard deviation over {seeds_words(results, where)}, last round. 'Lost': the "
-        "trained nodes answer with that many modalities fewer, drawn at random per sample, keeping "
-        "at least one.", names=2)
+        f"Mean ± standard deviation over {seeds_words(results, where)}, last round, on test data "
+        "unless it says validation." + (
+            " 'Lost': the trained nodes answer with that many modalities fewer, drawn at random "
+            "per sample, keeping at least one." if lost else ""), names=2)
 
 
-def _worth(results: Results, where: Labels, cells: list[Labels]) -> tuple[Table, list[str]]:
-    """Full minus each variant, for devices and server."""
-    metric = primary(results)
-    keys = (("devices", f"client.avg_{metric}"), ("server", f"server.{metric}"))
+def _worth(
+    results: Results, where: Labels, cells: list[Labels], part: str
+) -> tuple[Table, list[str]]:
+    """Full minus each variant, for devices and server; ``part`` names the data."""
+    metric, full = primary(results, where), proper(str(where["method"]))
+    keys = _nodes(metric, part)
+    data = data_words(results, where) + (", validation data" if part else "")
     rows, said = [], []
     for variant in results.distinct("variant", where):
         if not variant:
@@ -97,23 +147,44 @@ def _worth(results: Results, where: Labels, cells: list[Labels]) -> tuple[Table,
                                     {**cell, "variant": variant}) for cell in cells]
             overall = pooled(results, key, cells, {"variant": ""}, {"variant": variant})
             row.append(difference_cell(overall, None))
-            if overall:
-                said.append(f"{data_words(results, where)}: ML-ECS minus {variant}, "
-                            f"{METRICS[metric]} of the {who}: {difference_text(overall)}, "
-                            f"{overall.n} seeds.")
+            if overall and not part:
+                said.append(f"{data}: {full} minus {variant}, {METRICS[metric]} of the {who}: "
+                            f"{difference_text(overall)}, {overall.n} seeds.")
         rows.append(tuple(row))
-    said += _lost(results, where, cells, metric)
-    names = [*(f"ρ={share(float(cell['rho']), 1)}" for cell in cells), "all"]
+    names = [*(_words(cell, cells) for cell in cells), "all"]
     return Table(
-        f"What each part is worth: ML-ECS minus the variant, {data_words(results, where)}",
+        f"What each part is worth: {full} minus the variant, {data}",
         ("part", *(f"{who}, {name}" for who, _ in keys for name in names)), tuple(rows),
-        "Paired by seed, 95 % confidence interval.", "differences"), said
+        "Paired by seed, 95 % confidence interval. Of a variant that adds something (+), less than "
+        "0 means that it helps.", "differences"), said
 
 
-def _lost(results: Results, where: Labels, cells: list[Labels], metric: str) -> list[str]:
+def _chosen(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
+    """Which variant validation data choose, and what it has on test data."""
+    metric = primary(results, where)
+    (_, key), _ = _nodes(metric)
+
+    def mean(variant: str, part: str) -> float | None:
+        found = spread(mean_by_seed([results.at(part + key, {**cell, "variant": variant})
+                                     for cell in cells]))
+        return found and found.mean
+
+    known = {v: m for v in results.distinct("variant", where)
+             if (m := mean(v, "validation.")) is not None}
+    if "" not in known or len(known) < 2:
+        return []
+    best = max(known, key=lambda v: known[v])
+    name = proper(str(where["method"]))
+    return [f"{data_words(results, where)}: on validation data the devices' mean {METRICS[metric]} "
+            f"over all settings is highest with {best or name + ' as it is'} ({share(known[best])};"
+            f" {name} as it is: {share(known[''])}); on test data that variant has "
+            f"{share(mean(best, ''))}, {name} as it is {share(mean('', ''))}."]
+
+
+def _lost(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
     """How much a lost modality costs the full method."""
-    said = []
-    for who, key in (("devices", f"client.avg_{metric}"), ("server", f"server.{metric}")):
+    said, metric = [], primary(results, where)
+    for who, key in _nodes(metric):
         for i, name in enumerate(REMOVED):
             costs = []
             for cell in cells:

@@ -10,7 +10,7 @@ from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import data_words, seeds_words
 from mlecs_jax.repro.job import Job, Label
 from mlecs_jax.repro.methods import NOTES, chosen
-from mlecs_jax.repro.options import Options
+from mlecs_jax.repro.options import Options, one_rho, only
 from mlecs_jax.repro.results import FINAL, Results
 from mlecs_jax.repro.statistics import paired
 from mlecs_jax.repro.tables import (
@@ -36,6 +36,8 @@ CLIPS = 9680  # of VAST in the paper: what the full-size count of captions suppo
 
 def jobs(options: Options) -> list[Job]:
     """Full-size counts of every method; ML-ECS with every uplink and all methods, trained."""
+    only(options, "datasets", "methods", "splits", "rhos")
+    rho = one_rho(options, RHO)
     counts = [_full_size(options, dataset, method, uplink)
               for dataset in options.datasets for method in chosen(options.methods)
               for uplink in (UPLINKS if method == "ml_ecs" else UPLINKS[:1])]
@@ -44,7 +46,6 @@ def jobs(options: Options) -> list[Job]:
                for seed in range(options.seeds)
                for dataset in options.datasets
                for split in options.splits or splits_of(dataset)
-               for rho in options.rhos or (RHO,)
                for method in chosen(options.methods)
                for uplink in (UPLINKS if method == "ml_ecs" else UPLINKS[:1])]
     return counts + trained
@@ -118,7 +119,7 @@ def _counts(results: Results, where: dict[str, Label]) -> tuple[Table, list[str]
 
 def _price(results: Results, where: dict[str, Label]) -> tuple[Table, list[str]]:
     """Scores and bytes of the trained runs; compressed ML-ECS against itself uncompressed."""
-    metric = primary(results)
+    metric = primary(results, where)
     key, server = f"client.avg_{metric}", f"server.{metric}"
     rows, said = [], []
     for method in results.distinct("method", where):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import compare_all
 from mlecs_jax.repro.job import Job
-from mlecs_jax.repro.options import Options
+from mlecs_jax.repro.options import Options, only
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.tables import Findings
 
 TITLE = "Time-varying availability of modalities (the paper's future work)"
 RHOS = (0.5, 0.8)
 SCHEDULES = ("static", "per_round", "per_sample")
+INERT = ("Under per_sample every device owns every modality and samples lack some: the modality "
+         "counts that MMA weighs uploads by are then equal, MMA is plain averaging, and what "
+         "ML-ECS shows there is its other parts.")
 METHODS = ("ml_ecs", "ml_ecs_plus", "localpub", "private_only")
 
 
 def jobs(options: Options) -> list[Job]:
     """Every schedule at every ρ."""
+    only(options, "datasets", "methods", "splits", "rhos")
     return [options.job(dataset, method, seed, {
                 "data.split": split, "partition.rho": rho, "partition.mask_schedule": schedule})
             for seed in range(options.seeds)
@@ -29,4 +35,6 @@ def jobs(options: Options) -> list[Job]:
 
 def findings(options: Options, results: Results) -> Findings:
     """Scores per schedule and ρ, and what collaboration gives under each."""
-    return compare_all(results, "mask_schedule", "rho")
+    found = compare_all(results, "mask_schedule", "rho")
+    inert = "ml_ecs" in results.distinct("method", {"mask_schedule": "per_sample"})
+    return dataclasses.replace(found, sentences=(*found.sentences, *((INERT,) if inert else ())))

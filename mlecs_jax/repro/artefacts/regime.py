@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import cells_of, compare_all, data_words
 from mlecs_jax.repro.job import Job, Label
-from mlecs_jax.repro.methods import OURS, chosen
-from mlecs_jax.repro.options import PUBLICS, Options
+from mlecs_jax.repro.methods import OURS, chosen, read_of
+from mlecs_jax.repro.options import PUBLICS, Options, only, with_changes
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.statistics import paired
 from mlecs_jax.repro.tables import (
@@ -20,8 +21,8 @@ from mlecs_jax.repro.tables import (
     Table,
     difference_cell,
     difference_text,
+    plain,
     primary,
-    share,
     signed,
 )
 
@@ -29,14 +30,15 @@ TITLE = "Where collaboration pays"
 LABELLED = {"smoke": (25, 0), "cpu": (25, 50, 200, 0), "paper": (25, 50, 200, 0)}
 RHOS = (0.5, 0.8)
 CONTROL = "localpub"
-AXES = ("public_labels", "server_labelled", "labelled", "rho")
+KEYS = ("public_labels", "server_labelled")  # of the partition: what the public data have
+AXES = (*KEYS, "labelled", "rho")
 
 
 def jobs(options: Options) -> list[Job]:
     """Every method in every regime; the scarcest labels first."""
-    return [options.job(dataset, method, seed, {
-                "data.split": split, "partition.rho": rho, "partition.labelled": labelled,
-                **PUBLICS[public]})
+    only(options, "datasets", "methods", "splits", "rhos", "labelled", "publics")
+    return [_job(options, dataset, method, seed, public, {
+                "data.split": split, "partition.rho": rho, "partition.labelled": labelled})
             for seed in range(options.seeds)
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
@@ -44,6 +46,26 @@ def jobs(options: Options) -> list[Job]:
             for labelled in options.labelled or LABELLED[options.preset]
             for rho in options.rhos or RHOS
             for method in chosen(options.methods)]
+
+
+def _job(options: Options, dataset: str, method: str, seed: int, public: str,
+         changes: dict[str, Any]) -> Job:
+    """A job under some labels of public data; where the method does not read them, the same run
+    stands for several."""
+    base = options.base(dataset)
+    usual = {f"partition.{key}": base["partition"][key] for key in KEYS}
+    asked = {name: usual | dict(PUBLICS[name]) for name in PUBLICS}
+
+    def read(name: str) -> dict[str, Any]:
+        return read_of(method, asked[name], base.get("captions") is not None)
+
+    whole = options.job(dataset, method, seed, changes | dict(PUBLICS[public]))
+    same = options.job(dataset, method, seed, changes | {
+        name: value for name, value in read(public).items() if name in PUBLICS[public]})
+    twins = [with_changes(same.values, asked[name]) for name in PUBLICS
+             if read(name) == read(public)]
+    return dataclasses.replace(same, labels=whole.labels, twins=tuple(
+        values for values in twins if values != same.values))
 
 
 def findings(options: Options, results: Results) -> Findings:
@@ -55,10 +77,10 @@ def findings(options: Options, results: Results) -> Findings:
 
 def heat_maps(results: Results) -> list[Table]:
     """Every method in every regime against the control that does not communicate."""
-    metric = primary(results)
-    key = f"client.avg_{metric}"
     tables = []
     for dataset in results.distinct("dataset", {}):
+        metric = primary(results, {"dataset": dataset})
+        key = f"client.avg_{metric}"
         for split in results.distinct("split", {"dataset": dataset}):
             where: dict[str, Label] = {"dataset": dataset, "split": split}
             cells = cells_of(results, where, AXES)
@@ -85,14 +107,14 @@ def heat_maps(results: Results) -> list[Table]:
 
 def where_it_pays(results: Results) -> list[str]:
     """Regimes where a method of ours is above, or below, the control without communication."""
-    metric = primary(results)
-    key = f"client.avg_{metric}"
     said = []
     for dataset in results.distinct("dataset", {}):
+        metric = primary(results, {"dataset": dataset})
+        key = f"client.avg_{metric}"
         for split in results.distinct("split", {"dataset": dataset}):
             where: dict[str, Label] = {"dataset": dataset, "split": split}
             for ours in OURS:
-                for control in ("localpub", "private_only"):
+                for control in (CONTROL, "localpub_mixed", "private_only"):
                     said += _sentence(results, where, ours, control, key, METRICS[metric])
     return said
 
@@ -123,7 +145,7 @@ def _sentence(
 def words(regime: Labels) -> str:
     """``25 labels, public unlabelled, ρ=.5``."""
     return (f"{regime['labelled'] or 'all'} labels, public {public_words(regime)}, "
-            f"ρ={share(float(regime['rho']), 1)}")
+            f"ρ={plain(float(regime['rho']))}")
 
 
 def public_words(regime: Labels) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlecs_jax.repro.comparison import compare_all
 from mlecs_jax.repro.job import Job
 from mlecs_jax.repro.methods import chosen
-from mlecs_jax.repro.options import Options
+from mlecs_jax.repro.options import Options, only
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.tables import Findings
 
@@ -15,6 +15,7 @@ TITLE = "Table 1: every method, three devices"
 
 def jobs(options: Options) -> list[Job]:
     """Seed by seed, so that a sweep that is cut short compares all methods on fewer seeds."""
+    only(options, "datasets", "methods", "splits", "rhos")
     return [options.job(dataset, method, seed, {"data.split": split, "partition.rho": rho})
             for seed in range(options.seeds)
             for dataset in options.datasets
