@@ -10,12 +10,14 @@ an accelerator are not.
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+VOCABULARY = 50_257
 CHILD = """
 import json, sys, time
 from pathlib import Path
@@ -43,7 +45,8 @@ def write(directory: Path, name: str, shard_bytes: int) -> None:
     from mlecs_jax.models import hf, zoo
     from mlecs_jax.models.decoder import Decoder
 
-    config = zoo.decoder_config(name, 50257)
+    # The checkpoint's rows; the shape here has GPT-J's.
+    config = dataclasses.replace(zoo.decoder_config(name, VOCABULARY), vocab_size=VOCABULARY)
     shapes = jax.eval_shape(lambda: Decoder(config).init(
         jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
     rng = np.random.default_rng(0)
