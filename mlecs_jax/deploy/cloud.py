@@ -120,7 +120,7 @@ class CloudApp:
         anchors = channel.pack(self._part.speak(server))
         uploads, limits, attempts = {}, self._session.limits, 0
         while len(uploads) < limits.min_devices:
-            if attempts > limits.misses + 1:
+            if attempts > limits.misses:
                 raise UserError(f"round {r}: fewer than {limits.min_devices} usable answers in "
                                 f"{attempts} attempts ({crew.roll.refused or crew.roll.missed}); "
                                 "mend the devices, then the same command goes on")

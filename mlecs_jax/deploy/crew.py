@@ -140,7 +140,7 @@ class Crew:
         self.roll.answered = list(answered)
         for name in self.members:
             self._misses[name] = 0 if name in answered else self._misses[name] + 1
-            if self._misses[name] > self.session.limits.misses:
+            if self._misses[name] >= self.session.limits.misses:
                 del self._misses[name]
                 self._out[name] = False
                 self.roll.dropped.append(name)
@@ -170,6 +170,10 @@ class Crew:
                 if len(said) >= limits.min_devices:
                     self._on_event("session", {"count": self._count, "members": list(said),
                                                "round": rounds})
+                    for name in said:
+                        if (trained := self.facts[name]["rounds"]) < rounds:
+                            self._on_event("device", {"device": name,
+                                                      "what": behind(trained, rounds)})
                     return
             if time.monotonic() > given_up:
                 raise UserError(
@@ -198,3 +202,11 @@ class Crew:
         if kind in ("round", "begin"):
             self.roll.missed[name] = line
         self._on_event("fault", {"device": name, "round": r, "what": f"{kind}: {line}"})
+
+
+def behind(trained: int, rounds: int) -> str:
+    """What to say of a device whose encoders have not seen the rounds that the session has."""
+    if not trained:
+        return (f"its encoders are untrained and the session is at round {rounds}: a new device, "
+                "or one whose state folder was lost")
+    return f"last trained in round {trained} of {rounds}"

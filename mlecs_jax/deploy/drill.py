@@ -160,7 +160,7 @@ class Drill:
         aggregation = {**(self._values.get("aggregation") or {}), **row.aggregation}
         return session.create(
             {**self._values, "aggregation": aggregation}, self._names, self._train_rows,
-            session.Limits(deadline_s=DEADLINE_S, first_deadline_s=DEADLINE_S, misses=1,
+            session.Limits(deadline_s=DEADLINE_S, first_deadline_s=DEADLINE_S, misses=2,
                            wait_s=30.0))
 
     @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ import numpy as np
 
 from mlecs_jax import channel, scoring
 from mlecs_jax.deploy import admission, node, protocol, share
+from mlecs_jax.deploy.crew import behind
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.deploy.state import EdgeState, Notes
 from mlecs_jax.deploy.wire import CLOUD, Message, WireError
 from mlecs_jax.methods import ml_ecs
 from mlecs_jax.topology import Device
+
+logger = logging.getLogger(__name__)
 
 
 class EdgeApp:
@@ -51,6 +55,8 @@ class EdgeApp:
         self._key = jax.random.key(self._config.seed)
         self._store = EdgeState(state_dir, session.run)
         self._nodes, self._notes = self._part.init(jax.random.fold_in(self._key, 0)), Notes()
+        self._like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._nodes)
         found = self._store.restore(self._nodes)
         if found is None:
             self._store.save(self._nodes, self._notes)  # a cloud may ask to begin anew
@@ -67,16 +73,20 @@ class EdgeApp:
 
         Raises:
           WireError: the message is not the cloud's, or not of the present session, or its arrays
-            are not those of its kind. The state is as before.
+            are not those of its kind. The state is as before, also after any other error.
         """
         header = message.header
         self._check(message)
         answers = {"begin": self._begin, "round": self._round, "evaluate": self._evaluate,
                    "finish": lambda message: {}}
-        arrays = answers[header.kind](message)
-        self._notes = dataclasses.replace(self._notes, session=header.session,
-                                          serial=header.serial)
-        self._store.save(self._nodes, self._notes)
+        try:
+            arrays = answers[header.kind](message)
+            self._notes = dataclasses.replace(self._notes, session=header.session,
+                                              serial=header.serial)
+            self._store.save(self._nodes, self._notes)
+        except Exception:
+            self._recover()
+            raise
         owned = self._setting.federation.owned_at(header.round)[self._number]
         return Message(dataclasses.replace(header, sender=self.name,
                                            modalities=int(owned.sum())), arrays)
@@ -112,8 +122,11 @@ class EdgeApp:
         """Goes back to where the cloud is, if need be, and says what it is."""
         self._go_back(message.header.round)
         self._receive(message)
-        share = self._setting.federation.partition.devices[0]
-        facts = {"train_samples": len(share.train), "val_samples": len(share.val),
+        share, rounds = self._setting.federation.partition.devices[0], message.header.round
+        if self._notes.rounds < rounds:
+            logger.warning("%s", behind(self._notes.rounds, rounds))
+        facts = {"rounds": self._notes.rounds,
+                 "train_samples": len(share.train), "val_samples": len(share.val),
                  "test_samples": len(share.test),
                  "parameters": scoring.parameters_of_devices(
                      self._setting, self._nodes.devices)[0]}
@@ -154,6 +167,19 @@ class EdgeApp:
         received = self._setting.topology.to_edge(channel.unpack(message.arrays))
         self._nodes = self._part.receive(self._nodes, received)
 
+    def _recover(self) -> None:
+        """Takes up the state that was saved last: a program that failed in the middle may have
+        used up the arrays it was given."""
+        found = self._store.restore(self._like)
+        assert found is not None  # saved from the beginning on
+        self._take(*found)
+
+    def _take(self, nodes: ml_ecs.Nodes, notes: Notes) -> None:
+        """A saved state, in the present session."""
+        self._nodes = nodes
+        self._notes = dataclasses.replace(notes, session=self._notes.session,
+                                          serial=self._notes.serial)
+
     def _go_back(self, rounds: int) -> None:
         """To the state before a round that this device trained already: the cloud was killed.
 
@@ -166,7 +192,5 @@ class EdgeApp:
         if found is None:
             raise WireError("round", f"the cloud is at round {rounds}, this device at "
                                      f"{self._notes.rounds}, and what it was then is not kept")
-        self._nodes, notes = found
-        self._notes = dataclasses.replace(notes, session=self._notes.session,
-                                          serial=self._notes.serial)
+        self._take(*found)
         self._store.forget_after(rounds)

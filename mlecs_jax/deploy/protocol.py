@@ -16,8 +16,9 @@ from mlecs_jax.scoring import CLASS_METRICS, NodeScores
 
 ANSWERS = ("after_amt", "after_broadcast")
 SPLITS = ("val", "test")
-FACTS = ("train_samples", "val_samples", "test_samples", "parameters")
-"""What a device says of itself when a session begins: three counts, and the size of its models."""
+FACTS = ("rounds", "train_samples", "val_samples", "test_samples", "parameters")
+"""What a device says of itself when a session begins: rounds of training that its encoders have
+seen, three counts, and the size of its models."""
 
 
 def shapes(tree: Any) -> Template:

@@ -25,10 +25,15 @@ AUTHORITY = "authority"
 KEY = "rootCA.key"
 DAYS = 360
 PATIENCE = Limits()
+LIMITS = {"deadline": ("deadline_s", float), "first-deadline": ("first_deadline_s", float),
+          "misses": ("misses", int), "min-devices": ("min_devices", int),
+          "wait": ("wait_s", float), "limit-bytes": ("limit_bytes", int)}
+"""Options of a deployment's limits: field of :class:`Limits` and type."""
 
 USAGE = """usage: python -m mlecs_jax.deploy provision --config=NAME [--config.KEY=VALUE …]
          --devices=3|NAME,NAME,… --out=DIR [--address=HOST:PORT] [--split-dataset]
-         [--train-rows=N] [--deadline=S] [--first-deadline=S] [--misses=K] [--days=N]
+         [--train-rows=N] [--deadline=S] [--first-deadline=S] [--misses=K]
+         [--min-devices=N] [--wait=S] [--limit-bytes=N] [--days=N]
        python -m mlecs_jax.deploy provision --add=NAME --out=DIR [--days=N]
 
   --devices        how many (edge-0, edge-1, …), or their names
@@ -38,7 +43,10 @@ USAGE = """usage: python -m mlecs_jax.deploy provision --config=NAME [--config.K
   --train-rows     without --split-dataset: training rows of the device that has most
   --deadline, --first-deadline
                    seconds a device has for an answer, later and in the first round
-  --misses         rounds in a row a device may miss and stay (default: 2)
+  --misses         rounds missed in a row after which a device is out (default: 3)
+  --min-devices    usable answers without which a round is not made (default: 1)
+  --wait           seconds the cloud waits for that many devices (default: 600)
+  --limit-bytes    longest message that is looked at (default: 268435456)
   --days           validity of the certificates
   --add            one more device of the deployment in --out; everyone else keeps what they have"""
 
@@ -54,12 +62,11 @@ def main(argv: list[str]) -> int:
     argv = ["--split-dataset=yes" if word == "--split-dataset" else word for word in argv]
     values, options = cli.parse(argv, USAGE, {
         "devices": "", "out": "", "address": "127.0.0.1:8443", "split-dataset": "",
-        "train-rows": "", "deadline": "", "first-deadline": "", "misses": "", "days": str(DAYS)})
+        "train-rows": "", "days": str(DAYS)} | dict.fromkeys(LIMITS, ""))
     if not options["out"]:
         raise UserError("no folder given; use --out=DIR")
-    numbers = {"deadline": "deadline_s", "first-deadline": "first_deadline_s", "misses": "misses"}
-    limits = {field: number(option, options[option], int if field == "misses" else float)
-              for option, field in numbers.items() if options[option]}
+    limits = {field: number(option, options[option], kind)
+              for option, (field, kind) in LIMITS.items() if options[option]}
     rows = number("train-rows", options["train-rows"], int) if options["train-rows"] else None
     host, port = parse_address(options["address"])
     kits = write(Path(options["out"]), values, roster(options["devices"]), host, port,
@@ -134,6 +141,7 @@ def write(
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; use another --out") from None
     for kit, save in zip(kits, shares, strict=False):
+        kit.data.mkdir(mode=0o700)
         save(kit.data)
     return kits
 
@@ -153,7 +161,7 @@ def _write_kits(out: Path, agreed: Session, host: str, port: int, days: int) -> 
     kits = []
     for name in (wire.CLOUD, *agreed.roster):
         kit = Kit((out / name).absolute(), name, host, port)
-        kit.folder.mkdir(parents=True)
+        kit.folder.mkdir(mode=0o700, parents=True)  # what is private stays so, whatever the umask
         kit.save()
         agreed.save(kit.folder)
         authority.issue(kit)
@@ -213,7 +221,7 @@ class Authority:
     def save(self, folder: Path) -> None:
         """Writes the authority's certificate and key, the latter for the owner's eyes alone."""
         lighter = _lighter()
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o700, parents=True)
         (folder / ROOT).write_bytes(lighter.serialize_cert(self._root))
         _write_secret(folder / KEY, lighter.serialize_pri_key(self._key))
 

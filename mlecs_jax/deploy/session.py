@@ -30,7 +30,7 @@ class Limits:
     Attributes:
       deadline_s: seconds that devices have for an answer.
       first_deadline_s: the same in the first round of a session, when programs compile.
-      misses: rounds in a row that a device may miss; one more, and it is out of the session.
+      misses: rounds missed in a row after which a device is out of the session.
       min_devices: answers without which a round is not made.
       wait_s: how long the cloud waits for that many devices before it gives up.
       limit_bytes: longest message that is looked at.
@@ -38,7 +38,7 @@ class Limits:
 
     deadline_s: float = 300.0
     first_deadline_s: float = 900.0
-    misses: int = 2
+    misses: int = 3
     min_devices: int = 1
     wait_s: float = 600.0
     limit_bytes: int = 1 << 28
@@ -78,16 +78,16 @@ class Session:
             raise UserError(f"train_rows is {self.train_rows}; give the longest device's number of "
                             "training rows")
         limits = self.limits
-        for name in ("deadline_s", "first_deadline_s", "min_devices", "wait_s", "limit_bytes"):
+        for name in ("deadline_s", "first_deadline_s", "misses", "min_devices", "wait_s",
+                     "limit_bytes"):
             if not getattr(limits, name) > 0:
                 raise UserError(f"limits.{name} is {getattr(limits, name)}; give a positive number")
         if not 0 <= self.added < len(self.roster):
             raise UserError(f"{self.added} devices of {len(self.roster)} were added; provision "
                             "again")
-        if limits.misses < 0 or limits.min_devices > len(self.roster):
-            raise UserError(f"limits: {limits.misses} misses and {limits.min_devices} devices at "
-                            f"least of {len(self.roster)}; give 0 or more, and no more than "
-                            "there are")
+        if limits.min_devices > len(self.roster):
+            raise UserError(f"limits: {limits.min_devices} devices at least of "
+                            f"{len(self.roster)}; give no more than there are")
 
     def number(self, name: str) -> int:
         """A device's number.

@@ -53,7 +53,7 @@ class EdgeState:
     def __init__(self, folder: Path, run: str):
         self._folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # private
             self._lock = open(folder / ".lock", "w")  # held as long as the device is there
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder "
@@ -89,15 +89,7 @@ class EdgeState:
         Raises:
           UserError: it is of another shape.
         """
-        for found in reversed(self._rounds()) if rounds is None else [rounds]:
-            try:
-                with safe_open(self._path(found), framework="np") as file:
-                    notes = Notes(**json.loads(file.metadata()["notes"]))
-                    arrays = {name: file.get_tensor(name) for name in file.keys()}
-            except (OSError, SafetensorError, ValueError, TypeError, KeyError):
-                continue  # torn, or not there: the round before is kept for this
-            return self._placed(arrays, like), notes
-        return None
+        return read(self._folder, like, rounds)
 
     def forget_after(self, rounds: int) -> None:
         """Removes states of more rounds: the cloud went back, and they will not come to be."""
@@ -109,19 +101,41 @@ class EdgeState:
         """Ends the claim on the folder."""
         self._lock.close()
 
-    def _placed(self, arrays: dict[str, np.ndarray], like: Tree) -> Tree:
-        def place(where: Any, leaf: Any) -> jax.Array:
-            values = arrays.get(jax.tree_util.keystr(where))
-            if values is None or values.shape != leaf.shape or values.dtype != leaf.dtype:
-                raise UserError(f"the state in {self._folder} is of another shape at "
-                                f"{jax.tree_util.keystr(where)}; choose another folder")
-            return jax.device_put(values, leaf.sharding)
-
-        return jax.tree.map_with_path(place, like)
-
     def _path(self, rounds: int) -> Path:
-        return self._folder / f"state-{rounds:06d}.safetensors"
+        return _path(self._folder, rounds)
 
     def _rounds(self) -> list[int]:
-        return sorted(int(path.stem.partition("-")[2])
-                      for path in self._folder.glob("state-*.safetensors"))
+        return _rounds(self._folder)
+
+
+def read(folder: Path, like: Tree, rounds: int | None = None) -> tuple[Tree, Notes] | None:
+    """See :meth:`EdgeState.restore`; the device may be at work meanwhile, since every file is
+    whole."""
+    for found in reversed(_rounds(folder)) if rounds is None else [rounds]:
+        try:
+            with safe_open(_path(folder, found), framework="np") as file:
+                notes = Notes(**json.loads(file.metadata()["notes"]))
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError):
+            continue  # torn, or not there: the round before is kept for this
+        return _placed(folder, arrays, like), notes
+    return None
+
+
+def _placed(folder: Path, arrays: dict[str, np.ndarray], like: Tree) -> Tree:
+    def place(where: Any, leaf: Any) -> jax.Array:
+        values = arrays.get(jax.tree_util.keystr(where))
+        if values is None or values.shape != leaf.shape or values.dtype != leaf.dtype:
+            raise UserError(f"the state in {folder} is of another shape at "
+                            f"{jax.tree_util.keystr(where)}; choose another folder")
+        return jax.device_put(values, leaf.sharding)
+
+    return jax.tree.map_with_path(place, like)
+
+
+def _path(folder: Path, rounds: int) -> Path:
+    return folder / f"state-{rounds:06d}.safetensors"
+
+
+def _rounds(folder: Path) -> list[int]:
+    return sorted(int(path.stem.partition("-")[2]) for path in folder.glob("state-*.safetensors"))

@@ -19,7 +19,7 @@ from mlecs_jax.deploy.session import Limits, Session
 from tests.small import config, samples
 
 ONE = jax.devices()[:1]
-PATIENCE = Limits(deadline_s=10.0, first_deadline_s=10.0, misses=1, wait_s=0.5)
+PATIENCE = Limits(deadline_s=10.0, first_deadline_s=10.0, misses=2, wait_s=0.5)
 
 
 def options(**overrides: object) -> Config:

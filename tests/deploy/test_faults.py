@@ -1,5 +1,6 @@
 """What goes wrong is noticed, counted and survived; the others' round goes on."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 from mlecs_jax.deploy import faults
 from mlecs_jax.deploy import session as sessions
 from mlecs_jax.deploy.faults import Dying, Faulty
+from mlecs_jax.deploy.wire import CLOUD, Header, Message, WireError
 from mlecs_jax.errors import UserError
 from tests.deploy import small_deploy as small
 
@@ -138,6 +140,66 @@ def test_a_device_that_is_killed_is_missed_and_a_new_one_takes_its_place(copy):
     assert summary["deployment"]["uploads"] == {"d0": 3, "d1": 2, "d2": 3}
 
 
+class Telling:
+    """A device whose errors the cloud is told, as the network's end does it."""
+
+    def __init__(self, honest):
+        self.honest = honest
+
+    def handle(self, message):
+        try:
+            return self.honest.handle(message)
+        except FloatingPointError as error:
+            raise WireError("malformed", str(error)) from None
+
+
+def test_a_training_step_that_fails_leaves_the_device_as_it_was(copy, monkeypatch):
+    """The program had used up its arrays; the next round is trained from what was saved."""
+    folder, session = copy
+    edges = small.edges(folder, session)
+    app, train = edges["d1"], edges["d1"]._part.train
+    edges["d1"] = Telling(app)
+
+    def failing(nodes, message, r, key, noise=None):
+        if r != 1:
+            return train(nodes, message, r, key, noise=noise)
+        jax.tree.map(lambda x: x.delete(), nodes.devices)
+        raise FloatingPointError("out of memory, say")
+
+    app._part = dataclasses.replace(app._part, train=failing)
+    summary, records, events = run(folder, session, edges)
+    rolls = [record["deployment"] for record in records]
+    assert rolls[1]["missed"]["d1"].startswith("error: ")
+    assert [len(roll["answered"]) for roll in rolls] == [3, 2, 3]
+    assert summary["deployment"]["dropped"] == {} and app.rounds == 3
+    assert np.isfinite(records[2]["eval"]["val"]["after_amt"]["clients"]["f1"]).all()
+
+
+def test_a_device_that_lost_its_state_is_told_of(copy, caplog):
+    folder, session = copy
+    session = sessions.create(
+        {**session.config, "train": {**session.config["train"], "rounds": 4}}, session.roster,
+        session.train_rows, dataclasses.replace(small.PATIENCE, misses=1))
+    transport, said = small.MemoryTransport(small.edges(folder, session)), []
+
+    def lose(kind, values):
+        if kind == "device":
+            said.append(values["what"])
+        elif kind == "round" and values["round"] == 0:
+            transport.edges["d1"].close()
+            del transport.edges["d1"]
+        elif kind == "fault" and values["what"] == "dropped":
+            shutil.rmtree(folder / "d1" / "state")
+        elif kind == "round" and values["deployment"]["dropped"]:
+            transport.edges["d1"] = small.edge(folder, session, "d1")
+
+    small.cloud(folder, session, transport, on_event=lose).run()
+    small.close(transport)
+    assert [len(roll["deployment"]["answered"]) for roll in lines(folder)] == [3, 2, 3, 3]
+    assert len(said) == 1 and "encoders are untrained and the session is at round 2" in said[0]
+    assert said[0] in caplog.text
+
+
 @pytest.mark.slow
 def test_weights_of_those_who_answer_sum_to_one(copy, monkeypatch):
     """Without SE-CCL the broadcast is the average: of d0 and d2 alone, by their modalities."""
@@ -188,10 +250,6 @@ def test_only_liars_there_end_with_one_line(copy):
 
 
 def test_a_device_refuses_what_is_not_the_clouds(copy):
-    import dataclasses
-
-    from mlecs_jax.deploy.wire import CLOUD, Header, Message, WireError
-
     folder, session = copy
     app = small.edge(folder, session, "d0")
     lora = app._part.receive(app._nodes, {"lora": app._nodes.broadcast}).broadcast

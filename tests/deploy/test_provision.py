@@ -31,7 +31,8 @@ def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("provision") / "kits"
     shrunk = [f"--config.{name}={value}" for name, value in small.SHRUNK.items()]
     assert command.main(["deploy", "provision", "--config=ur_fall:smoke", "--devices=north,south",
-                         f"--out={out}", "--split-dataset", "--deadline=7", *shrunk]) == 0
+                         f"--out={out}", "--split-dataset", "--deadline=7", "--misses=4",
+                         "--min-devices=2", "--wait=60", "--limit-bytes=1000000", *shrunk]) == 0
     return out
 
 
@@ -41,6 +42,10 @@ def test_everyone_gets_a_folder_of_their_own(written):
         found = {path.name for path in (written / name).iterdir()}
         assert found == {"kit.json", "session.json", "rootCA.pem", f"{role}.crt", f"{role}.key",
                          "data"}
+        # Whatever the umask: readings lie in data, and in state what is learnt of them.
+        for folder in (written / name, written / name / "data"):
+            assert folder.stat().st_mode & 0o777 == 0o700
+    assert (written / "authority").stat().st_mode & 0o777 == 0o700
     keys = list(written.rglob("*.key"))
     assert len({key.read_bytes() for key in keys}) == 4
     assert all(key.stat().st_mode & 0o077 == 0 for key in keys)
@@ -50,7 +55,9 @@ def test_kits_agree_on_one_session(written):
     sessions = [kits.load(written / name, cloud=name == "cloud").session()
                 for name in ("cloud", "north", "south")]
     assert sessions[0] == sessions[1] == sessions[2]
-    assert sessions[0].roster == ("north", "south") and sessions[0].limits.deadline_s == 7
+    assert sessions[0].roster == ("north", "south")
+    assert sessions[0].limits == session.Limits(
+        deadline_s=7.0, misses=4, min_devices=2, wait_s=60.0, limit_bytes=1_000_000)
     assert sessions[0].experiment.partition.num_clients == 2
     rows = [len(share.load(written / name / "data").parts["train"].labels)
             for name in ("north", "south")]
@@ -126,6 +133,12 @@ def test_a_session_grows_by_devices_and_by_nothing_else(tmp_path):
      "'here' is no address"),
     (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--deadline=soon"],
      "--deadline is 'soon'; give a number"),
+    (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--misses=few"],
+     "--misses is 'few'; give a number"),
+    (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--train-rows=9", "--misses=0"],
+     "limits.misses is 0; give a positive number"),
+    (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--train-rows=9",
+      "--min-devices=3"], "3 devices at least of 2; give no more than there are"),
     (["cloud", "--kit=x"], "no kit.json in x"), (["cloud"], "--kit"),
     (["edge", "--kit=x", "--wrong"], "unrecognized arguments: --wrong"),
     (["status", "--workdir=x"], "no status.json in x"),
