@@ -178,9 +178,10 @@ def _client_summary(
     own = test[PRIMARY]
     figures = {name: spread([s.metrics[name] for s in own]) for name in own[0].metrics}
     result: dict[str, Any] = {f"{key}_{primary}": value for key, value in figures[primary].items()}
+    kept = ("avg", "best", "worst") if primary == rouge.PRIMARY else ("avg",)
     for name in figures:
         if name != primary:
-            result[f"avg_{name}"] = figures[name]["avg"]
+            result |= {f"{key}_{name}": figures[name][key] for key in kept}
     result["per_client"] = [
         {"client": j, "modalities": list(fact.modalities), "train_samples": fact.train_samples,
          "test_samples": fact.test_samples, **s.metrics, **s.details}
