@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Num, Shaped
 
 from mlecs_jax import aggregate
 from mlecs_jax.config import AggregationConfig
@@ -22,6 +22,7 @@ from mlecs_jax.errors import UserError
 
 Tree = Any
 Rule = Callable[[Tree, Num[Array, " C"], Tree], Tree]
+FAR = 1e15  # beyond what any model holds; its square, times all numbers of a model, is finite
 HALF = 1e-6  # sums of float32 weights come this near to exact halves
 
 
@@ -61,10 +62,15 @@ def clip_norms(trees: Tree, centre: Tree, *, multiple: float) -> Tree:
     """Differences to ``centre`` no longer than ``multiple`` times their median length.
 
     Relative, since how far honest devices move depends on learning rate and round. Half of the
-    devices and one would have to lie to move the median where they like.
+    devices would have to lie to move the median where they like. Numbers that differ by more
+    than :data:`FAR` count as that far, NaN as no difference: their squares have no float32.
     """
-    differences = jax.tree.map(lambda leaf, c: leaf.astype(jnp.float32) - c, trees, centre)
-    lengths = jnp.sqrt(sum(jnp.sum(leaf.reshape(leaf.shape[0], -1)**2, axis=1)
+    def difference(leaf: Array, c: Any) -> Array:
+        far = leaf.astype(jnp.float32) - c
+        return jnp.where(jnp.isnan(far), 0.0, jnp.clip(far, -FAR, FAR))
+
+    differences = jax.tree.map(difference, trees, centre)
+    lengths = jnp.sqrt(sum(jnp.sum(_rows(leaf)**2, axis=1)
                            for leaf in jax.tree.leaves(differences)))
     limit = multiple * jnp.median(lengths)
     factors = jnp.minimum(1.0, limit / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny))
@@ -85,7 +91,7 @@ def median(trees: Tree, weights: Num[Array, " C"]) -> Tree:
         lower = jnp.argmax(reached >= 0.5 - HALF, axis=0)
         upper = jnp.argmax(reached > 0.5 + HALF, axis=0)
         picked = [jnp.take_along_axis(ranked, at[None], axis=0)[0] for at in (lower, upper)]
-        return ((picked[0] + picked[1]) / 2).astype(leaf.dtype)
+        return (picked[0] / 2 + picked[1] / 2).astype(leaf.dtype)
 
     return jax.tree.map(one, trees)
 
@@ -118,17 +124,22 @@ def krum(trees: Tree, weights: Num[Array, " C"], *, liars: int, selected: int) -
 
 
 def krum_scores(trees: Tree, liars: int) -> Float[Array, " C"]:
-    """Krum's score of each device; low is trusted."""
-    leaves = [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32)
-              for leaf in jax.tree.leaves(trees)]
+    """Krum's score of each device; low is trusted, and infinite is the score of one that is
+    farther from its nearest than float32 has squares for (values of 1e20, or no numbers)."""
+    leaves = [_rows(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(trees)]
     count = leaves[0].shape[0]
     squares = sum(jnp.sum((leaf[:, None] - leaf[None])**2, axis=-1) for leaf in leaves)
-    others = squares + jnp.where(jnp.eye(count, dtype=bool), jnp.inf, 0.0)
+    itself = jnp.eye(count, dtype=bool)
+    others = jnp.where(itself | jnp.isnan(squares), jnp.inf, squares)
     nearest = min(max(count - liars - 2, 1), max(count - 1, 1))
-    ranked = jnp.sort(others, axis=1)[:, :nearest]
-    return jnp.sum(jnp.where(jnp.isfinite(ranked), ranked, 0.0), axis=1)
+    return jnp.sum(jnp.sort(others, axis=1)[:, :nearest], axis=1)
 
 
-def _along(values: Float[Array, " C"], leaf: Array) -> Array:
+def _rows(leaf: Array) -> Array:
+    """A stacked leaf as one row per device."""
+    return leaf.reshape(leaf.shape[0], -1)
+
+
+def _along(values: Shaped[Array, " C"], leaf: Array) -> Array:
     """Values per device, shaped to broadcast against a stacked leaf."""
     return values.reshape(-1, *(1,) * (leaf.ndim - 1))

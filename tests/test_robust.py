@@ -102,20 +102,46 @@ def test_off_is_the_weighted_mean_bit_for_bit():
         np.testing.assert_array_equal(flat_one(found), flat_one(expected))
 
 
+LIES = (1e4, 1e20, -1e20, 3e38, -3e38, np.inf, np.nan)  # squares of the later ones overflow
+
+
 @pytest.mark.parametrize("chosen", [
     options(rule="median"), options(rule="trimmed_mean"), options(rule="krum"),
-    options(clip=1.0, rule="median"), options(clip=1.0)])
+    options(rule="krum", selected=1), options(clip=1.0, rule="median"),
+    options(clip=1.0, rule="krum"), options(clip=1.0)])
 def test_two_liars_of_ten_move_the_mean_far_and_the_rule_little(chosen):
-    honest = trees(10, seed=1)
-    liars = jnp.array([2, 7])
-    lying = {"a": honest["a"].at[liars].set(1e4),
-             "b": {"c": honest["b"]["c"].at[liars].set(1e4)}}
+    """Alone, alike and opposed, however long the lie."""
+    honest = flat(trees(10, seed=1))
     centre = {"a": np.zeros((3, 2), np.float32), "b": {"c": np.zeros(4, np.float32)}}
-    weights = jnp.ones(10)
-    truth = flat(honest)[[0, 1, 3, 4, 5, 6, 8, 9]].mean(axis=0)
-    moved = np.linalg.norm(flat_one(robust.rule(chosen)(lying, weights, centre)) - truth)
-    plain = np.linalg.norm(flat_one(aggregate.weighted_mean(lying, weights)) - truth)
-    assert moved < 2.5 < 1e3 < plain
+    truth = honest[[0, 1, 3, 4, 5, 6, 8, 9]].mean(axis=0)
+    rule = robust.rule(chosen)
+    for first in LIES:
+        for second in (first, -first, 0.0):
+            values = honest.copy()
+            values[2], values[7] = first, second
+            lying = {"a": jnp.asarray(values[:, :6].reshape(10, 3, 2)),
+                     "b": {"c": jnp.asarray(values[:, 6:])}}
+            found = flat_one(rule(lying, jnp.ones(10), centre)).astype(np.float64)
+            assert np.linalg.norm(found - truth) < 3.0, (first, second)
+            plain = flat_one(aggregate.weighted_mean(lying, jnp.ones(10))).astype(np.float64)
+            assert second == -first or not np.linalg.norm(plain - truth) < 1e3
+
+
+def test_krum_never_trusts_who_is_far_from_all():
+    values = flat(trees(10, seed=1))
+    values[4] = 1e20
+    scores = np.asarray(robust.krum_scores({"a": jnp.asarray(values)}, 2))
+    assert np.isinf(scores[4]) and np.isfinite(np.delete(scores, 4)).all()
+
+
+def test_a_lie_that_has_no_square_is_clipped_as_any_other():
+    centre = np.full(4, 0.5, np.float32)
+    values = np.stack([centre + 1, centre + 2, np.array([3e38, -1e38, 0, np.nan], np.float32)])
+    found = np.asarray(robust.clip_norms({"a": jnp.asarray(values)}, {"a": centre},
+                                         multiple=0.5)["a"])
+    direction = np.array([1, -1, 0, 0]) / np.sqrt(2)
+    np.testing.assert_allclose(found[2] - centre, 0.5 * 4.0 * direction, atol=1e-5)
+    np.testing.assert_allclose(found[:2] - centre, np.ones((2, 4)), atol=1e-6)
 
 
 def test_options_that_cannot_be():
