@@ -29,33 +29,75 @@ HALF = 1e-6  # sums of float32 weights come this near to exact halves
 def rule(options: AggregationConfig | None, num_clients: int | None = None) -> Rule:
     """The rule that the configuration names: ``(trees [C, …], weights [C], centre […]) → tree``.
 
-    ``centre`` is what all devices began from; only clipping reads it.
+    ``centre`` is what all devices began from; only clipping reads it. Where C is less than
+    ``num_clients`` (devices were away), the rule stands up to as many liars as with all of them:
+    trimming cuts as many, Krum gives way to the median of equal weights below 2 · liars + 3.
 
     Args:
       options: None is the weighted mean.
       num_clients: how many devices there are, where it is known.
 
     Raises:
-      UserError: too few devices for ``krum``, or more selected than there are.
+      UserError: see :func:`check`; the rule itself raises it where C is less than :func:`fewest`.
     """
     if options is None:
         return lambda trees, weights, centre: aggregate.weighted_mean(trees, weights)
-    if options.rule == "krum" and num_clients is not None:
-        if num_clients < 2 * options.liars + 3 or options.selected > num_clients:
-            raise UserError(
-                f"aggregation.rule=krum stands up to {options.liars} liars among "
-                f"{2 * options.liars + 3} devices or more and averages {options.selected}; there "
-                f"are {num_clients}: lower aggregation.liars or selected")
+    if num_clients is not None:
+        check(options, num_clients)
     rules: dict[str, Callable[[Tree, Array], Tree]] = {
         "mean": aggregate.weighted_mean,
         "median": jax.jit(median),
-        "trimmed_mean": jax.jit(functools.partial(trimmed_mean, share=options.trim)),
-        "krum": jax.jit(functools.partial(krum, liars=options.liars, selected=options.selected))}
+        "trimmed_mean": jax.jit(functools.partial(
+            trimmed_mean, share=options.trim, among=num_clients or 0)),
+        "krum": jax.jit(functools.partial(
+            krum_or_median, liars=options.liars, selected=options.selected))}
     combine = rules[options.rule]
-    if not options.clip:
-        return lambda trees, weights, centre: combine(trees, weights)
     clip = jax.jit(functools.partial(clip_norms, multiple=options.clip))
-    return lambda trees, weights, centre: combine(clip(trees, centre), weights)
+
+    def combined(trees: Tree, weights: Num[Array, " C"], centre: Tree) -> Tree:
+        there, needed = weights.shape[0], fewest(options, num_clients or weights.shape[0])
+        if there < needed:
+            raise UserError(f"aggregation.rule={options.rule} (clip {options.clip:g}) needs "
+                            f"{needed} devices, {there} are there")
+        return combine(clip(trees, centre) if options.clip else trees, weights)
+
+    return combined
+
+
+def check(options: AggregationConfig | None, num_clients: int) -> None:
+    """Raises UserError for a rule that so few devices would make another one, or nothing at all."""
+    if options is None:
+        return
+    liars, selected = options.liars, options.selected
+    if options.rule == "krum" and not selected <= num_clients - liars - 2 >= liars + 1:
+        raise UserError(
+            f"aggregation.rule=krum stands up to {liars} liars among {2 * liars + 3} devices or "
+            f"more and averages {selected}, which {selected + liars + 2} devices allow; there are "
+            f"{num_clients}: lower aggregation.liars or selected")
+    if options.rule == "trimmed_mean" and math.floor(options.trim * num_clients) < 1:
+        raise UserError(
+            f"aggregation.rule=trimmed_mean with trim {options.trim:g} cuts none of {num_clients} "
+            f"devices: raise aggregation.trim to 1/{num_clients} or more (below one half), or use "
+            "median")
+    if num_clients < fewest(options, num_clients):
+        raise UserError(
+            f"aggregation.rule={options.rule} with clip {options.clip:g} needs "
+            f"{fewest(options, num_clients)} devices to tell a liar from the others, there are "
+            f"{num_clients}: use rule=mean and clip=0")
+
+
+def fewest(options: AggregationConfig | None, num_clients: int) -> int:
+    """Answers without which no round can be made: with fewer, liars could be the majority that
+    the rule follows.
+
+    Args:
+      num_clients: devices that there are, with those that are away.
+    """
+    if options is None:
+        return 1
+    needed = {"mean": 1, "median": 3, "krum": max(3, 2 * options.liars + 1),
+              "trimmed_mean": 2 * _cut(options.trim, num_clients) + 1}[options.rule]
+    return max(needed, 3 if options.clip else 1)
 
 
 def clip_norms(trees: Tree, centre: Tree, *, multiple: float) -> Tree:
@@ -96,12 +138,18 @@ def median(trees: Tree, weights: Num[Array, " C"]) -> Tree:
     return jax.tree.map(one, trees)
 
 
-def trimmed_mean(trees: Tree, weights: Num[Array, " C"], *, share: float) -> Tree:
-    """Coordinate by coordinate the weighted mean without the ⌊share · C⌋ largest values and as
-    many smallest (Yin et al. 2018)."""
+def trimmed_mean(
+    trees: Tree, weights: Num[Array, " C"], *, share: float, among: int = 0
+) -> Tree:
+    """Coordinate by coordinate the weighted mean without the ⌊share · C⌋ largest values, at least
+    one, and as many smallest (Yin et al. 2018).
+
+    Args:
+      among: of how many devices ``share`` is, where some of them are away.
+    """
     def one(leaf: Array) -> Array:
         count = leaf.shape[0]
-        cut = math.floor(share * count)
+        cut = _cut(share, max(among, count))
         order = jnp.argsort(leaf, axis=0)
         ranked = jnp.take_along_axis(leaf, order, axis=0).astype(jnp.float32)
         kept = weights.astype(jnp.float32)[order][cut:count - cut]
@@ -109,6 +157,17 @@ def trimmed_mean(trees: Tree, weights: Num[Array, " C"], *, share: float) -> Tre
         return mean.astype(leaf.dtype)
 
     return jax.tree.map(one, trees)
+
+
+def krum_or_median(
+    trees: Tree, weights: Num[Array, " C"], *, liars: int, selected: int
+) -> Tree:
+    """:func:`krum` where C ≥ 2 · liars + 3, which it needs, of no more devices than it can tell
+    from liars; with fewer, the median of equal weights, which needs 2 · liars + 1."""
+    count = weights.shape[0]
+    if count < 2 * liars + 3:
+        return median(trees, jnp.ones(count))
+    return krum(trees, weights, liars=liars, selected=min(selected, count - liars - 2))
 
 
 def krum(trees: Tree, weights: Num[Array, " C"], *, liars: int, selected: int) -> Tree:
@@ -133,6 +192,11 @@ def krum_scores(trees: Tree, liars: int) -> Float[Array, " C"]:
     others = jnp.where(itself | jnp.isnan(squares), jnp.inf, squares)
     nearest = min(max(count - liars - 2, 1), max(count - 1, 1))
     return jnp.sum(jnp.sort(others, axis=1)[:, :nearest], axis=1)
+
+
+def _cut(share: float, count: int) -> int:
+    """How many values are trimmed at each end."""
+    return max(1, math.floor(share * count))
 
 
 def _rows(leaf: Array) -> Array:

@@ -40,8 +40,8 @@ def test_weighted_median_is_that_of_repeated_values():
 
 @pytest.mark.parametrize(("count", "share"), [(5, 0.2), (10, 0.2), (7, 0.3), (4, 0.2)])
 def test_trimmed_mean_is_that_of_the_middle(count, share):
-    cut = int(share * count)
-    expected = np.sort(flat(trees(count)), axis=0)[cut:count - cut].mean(axis=0)
+    cut = max(1, int(share * count))
+    expected = np.sort(flat(trees(count)), axis=0)[cut:count - cut].mean(axis=0)  # one, not none
     found = robust.trimmed_mean(trees(count), jnp.ones(count), share=share)
     np.testing.assert_allclose(flat_one(found), expected, rtol=1e-5, atol=1e-7)
 
@@ -150,5 +150,37 @@ def test_options_that_cannot_be():
                              ({"selected": 0}, "selected 0")):
         with pytest.raises(UserError, match=message):
             config(**{f"aggregation.{name}": value for name, value in changed.items()})
-    with pytest.raises(UserError, match="2 liars among 7 devices or more .* there are 5"):
-        robust.rule(options(rule="krum"), 5)
+
+
+@pytest.mark.parametrize(("chosen", "devices", "message"), [
+    (options(rule="krum"), 6, "2 liars among 7 devices or more .* there are 6"),
+    (options(rule="krum", liars=1, selected=4), 6, "averages 4, which 7 devices allow"),
+    (options(rule="trimmed_mean"), 4, "trim 0.2 cuts none of 4 devices: raise .* to 1/4"),
+    (options(rule="median"), 2, "rule=median with clip 0 needs 3 devices .* there are 2"),
+    (options(clip=1.0), 2, "rule=mean with clip 1 needs 3 devices")])
+def test_rules_that_would_do_nothing_with_so_few_are_refused(chosen, devices, message):
+    with pytest.raises(UserError, match=message):
+        robust.rule(chosen, devices)
+
+
+@pytest.mark.parametrize(("chosen", "devices", "needed"), [
+    (None, 5, 1), (options(), 5, 1), (options(clip=1.0), 5, 3), (options(rule="median"), 5, 3),
+    (options(rule="krum"), 9, 5), (options(rule="trimmed_mean"), 10, 5),
+    (options(rule="trimmed_mean", trim=0.34), 3, 3)])
+def test_answers_without_which_no_round_is_made(chosen, devices, needed):
+    robust.rule(chosen, devices)
+    assert robust.fewest(chosen, devices) == needed
+
+
+@pytest.mark.parametrize("rule", ["trimmed_mean", "krum"])
+def test_devices_that_are_away_leave_no_more_room_for_liars(rule):
+    """Five of ten answer, two of them lie: of five alone, trim .2 would cut one and Krum's scores
+    would be of one neighbour, where two alike liars win."""
+    values = flat(trees(10, seed=1))[:5]
+    values[3:] = 1e4
+    centre = {"a": np.zeros(10, np.float32)}
+    combine = robust.rule(options(rule=rule), 10)
+    found = np.asarray(combine({"a": jnp.asarray(values)}, jnp.ones(5), centre)["a"])
+    np.testing.assert_allclose(found, np.median(values, axis=0), rtol=1e-5)
+    with pytest.raises(UserError, match="needs 5 devices, 4 are there"):
+        combine({"a": jnp.asarray(values[1:])}, jnp.ones(4), centre)
