@@ -17,10 +17,10 @@ from mlecs_jax.repro.job import Job, find, is_done
 
 def execute(
     jobs: Sequence[Job], workdir: Path, *, processes: int, display: Display,
-    any_code: bool = False,
+    any_code: bool = False, train: bool = True,
 ) -> list[Outcome]:
     """As :func:`mlecs_jax.repro.engine.execute`, one job after the other."""
-    assert processes
+    assert processes and train
     display.plan(len(jobs), 0)
     return [_outcome(job, workdir, any_code) for job in jobs]
 
