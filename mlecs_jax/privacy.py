@@ -50,6 +50,13 @@ def privatised(tree: Tree, known: Tree, key: jax.Array, *, clip: float, noise: f
     return jax.tree.map(lambda k, difference: k + difference, known, noisy)
 
 
+def longest(options: PrivacyConfig | None, numbers: int) -> float:
+    """How long, L2, a privatised difference of so many numbers is at most, but for luck."""
+    if options is None or not options.clip:
+        return 0.0
+    return options.clip * (1 + options.noise * math.sqrt(numbers))
+
+
 def epsilon(options: PrivacyConfig, uploads: int) -> dict[str, float]:
     """ε at ``options.delta`` after some uploads of one device, by a library's accountant.
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from mlecs_jax.deploy.wire import Header, Message, WireError
+from mlecs_jax import channel
+from mlecs_jax.deploy.wire import SLACK, Header, Message, WireError
 
 LONGEST = 100.0
 """Times the length of a model, the longest difference that a device's may have to it. Honest ones
 are shorter than the model itself; robust rules (:mod:`mlecs_jax.robust`) look at the rest."""
+
+MOST = 2**53
+"""Samples, or parameters, of a device."""
 
 Template = Mapping[str, Any]
 """Path → anything with ``shape`` and ``dtype``: the arrays that a message must have."""
@@ -69,6 +74,28 @@ def check_arrays(message: Message, template: Template, *, finite: bool = True) -
             raise WireError("not_finite", f"'{path}' has NaN or infinity")
 
 
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What an answer has to be.
+
+    Attributes:
+      template: the arrays that it must have.
+      check: raises WireError where it does not have them, or where they say what cannot be.
+    """
+
+    template: Template
+    check: Callable[[Message, Template], None] = check_arrays
+
+    def __call__(self, message: Message) -> None:
+        """Raises WireError for a message that is not to be used."""
+        self.check(message, self.template)
+
+    @property
+    def limit_bytes(self) -> int:
+        """The longest message with these arrays."""
+        return channel.num_bytes(dict(self.template)) + SLACK
+
+
 def check_length(
     update: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray], besides: float = 0.0
 ) -> None:
@@ -106,6 +133,20 @@ def check_upload(message: Message, template: Template) -> None:
     check_arrays(message, template)
     if int(message.arrays["modalities"]) != message.header.modalities:
         raise WireError("modalities", "header and upload claim different numbers of modalities")
+
+
+def check_facts(message: Message, template: Template) -> None:
+    """Checks what a device says of itself when a session begins: counts, and a model that is there
+    (shares of its size are told).
+
+    Raises:
+      WireError: see :func:`check_arrays`; also a count that cannot be.
+    """
+    check_arrays(message, template)
+    for path, values in message.arrays.items():
+        least = 1 if path == "parameters" else 0
+        if not ((least <= values) & (values <= MOST)).all():
+            raise WireError("range", f"'{path}' is {values.tolist()}")
 
 
 def check_scores(message: Message, template: Template) -> None:

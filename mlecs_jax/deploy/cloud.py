@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mlecs_jax import channel, privacy, runlog, scoring
+from mlecs_jax import channel, privacy, robust, runlog, scoring
 from mlecs_jax.checkpoint import Checkpoints
+from mlecs_jax.codecs import Uplink
 from mlecs_jax.config import Config
 from mlecs_jax.deploy import admission, node, protocol, share
+from mlecs_jax.deploy.admission import Expected
 from mlecs_jax.deploy.crew import Crew, OnEvent, Roll
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.deploy.transport import Transport
@@ -28,6 +32,8 @@ from mlecs_jax.methods import ml_ecs
 from mlecs_jax.report.run_report import write_report
 from mlecs_jax.scoring import NodeFacts, NodeScores
 from mlecs_jax.topology import Device
+
+FACTS = Expected(protocol.facts(), admission.check_facts)
 
 
 class CloudApp:
@@ -59,10 +65,12 @@ class CloudApp:
         devices: Sequence[Device] | None = None, latest: Callable[[], Session] | None = None,
     ):
         check_deployable(session.experiment)
-        self._session, self._transport, self._workdir = session, transport, workdir
+        robust.check(session.experiment.aggregation, len(session.roster))
+        self._session, self._transport, self._workdir = _enough(session), transport, workdir
         self._on_event, self._latest = on_event, latest or (lambda: session)
         self._setting = node.cloud_setting(session, share.load(data_dir), devices)
         self._part = ml_ecs.cloud_part(self._setting)
+        self._uplink = Uplink(self._setting.config.channel)
         self._key = jax.random.key(self._setting.config.seed)
 
     def run(self) -> dict[str, Any]:
@@ -90,14 +98,13 @@ class CloudApp:
             crew = Crew(self._session, self._transport, len(self._setting.federation.modalities),
                         _sessions(log.records), self._on_event)
             for r in range(complete, rounds):
-                self._session = crew.session = self._latest()
+                self._session = crew.session = _enough(self._latest())
                 server, record = self._round(crew, server, r)
                 log.append(record)
                 checkpoints.save(r + 1, {"server": server})
                 self._on_event("round", record)
             if complete == rounds:  # killed between the last round and its summary
-                crew.ready(rounds, channel.pack(self._part.broadcast(server)),
-                           _checked(protocol.facts()))
+                crew.ready(rounds, channel.pack(self._part.broadcast(server)), FACTS)
                 self._evaluated(crew, server, rounds - 1)
             crew.finish(rounds)
             summary = self._summary(crew, server, log.records,
@@ -118,6 +125,8 @@ class CloudApp:
         begun = time.perf_counter()
         broadcast = channel.pack(self._part.broadcast(server))
         anchors = channel.pack(self._part.speak(server))
+        upload = Expected(protocol.shapes(self._part.upload(server)), functools.partial(
+            self._check_upload, jax.device_get({"lora": server["slm"]["lora"]})))
         uploads, limits, attempts = {}, self._session.limits, 0
         while len(uploads) < limits.min_devices:
             if attempts > limits.misses:
@@ -125,27 +134,45 @@ class CloudApp:
                                 f"{attempts} attempts ({crew.roll.refused or crew.roll.missed}); "
                                 "mend the devices, then the same command goes on")
             attempts += 1
-            crew.ready(r, broadcast, _checked(protocol.facts()))
-            crew.catch_up(r, broadcast, _checked(protocol.facts()))
-            template = protocol.shapes(self._part.upload(server))
-            uploads = crew.ask("round", r, anchors, lambda message, template=template:
-                               admission.check_upload(message, template))
+            crew.ready(r, broadcast, FACTS)
+            crew.catch_up(r, broadcast, FACTS)
+            uploads = crew.ask("round", r, anchors, upload)
             crew.after_round(r, uploads)
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(
             channel.unpack(message.arrays) for message in uploads.values()))
         server, on_server = self._part.learn(
             server, self._setting.topology.to_cloud(stacked), r, jax.random.fold_in(self._key, 1))
         on_server = jax.device_get(on_server)
+        if not _is_finite(server):
+            raise UserError(
+                f"round {r}: the server's model has NaN or infinity after learning from "
+                f"{', '.join(uploads)}; nothing of the round is saved. Lower the learning rate, "
+                "use an aggregation.rule that stands up to liars, or stop a device; the same "
+                "command goes on from the round before")
         trained = time.perf_counter()
         said = self._evaluated(crew, server, r)
         record = self._record(r, said, on_server, server, crew.roll)
         return server, record | {"seconds": round(trained - begun, 4),
                                  "evaluation_seconds": round(time.perf_counter() - trained, 4)}
 
+    def _check_upload(
+        self, known: dict[str, Any], message: Message, template: admission.Template
+    ) -> None:
+        """Raises WireError for an upload that is not as asked, or decodes to nothing sane."""
+        admission.check_upload(message, template)
+        stacked = jax.tree.map(lambda x: x[None], channel.unpack(message.arrays)["lora"])
+        decoded = jax.tree.map(lambda x: np.asarray(x)[0],
+                               self._uplink.receive(stacked, known["lora"]))
+        noise = privacy.longest(self._setting.config.privacy, sum(
+            leaf.size for leaf in jax.tree.leaves(known)))
+        admission.check_length(channel.pack({"lora": decoded}), channel.pack(known), noise)
+
     def _evaluated(self, crew: Crew, server: Params, r: int) -> dict[str, Message]:
         """What devices say of themselves after a round; keeps everyone's scores."""
-        said = crew.ask("evaluate", r, channel.pack(self._part.broadcast(server)),
-                        self._check_metrics)
+        samples = self._setting.federation.samples
+        said = crew.ask("evaluate", r, channel.pack(self._part.broadcast(server)), Expected(
+            protocol.metrics(self._setting.config, len(samples.class_names),
+                             len(samples.modalities)), self._check_metrics))
         answers = jax.device_get({"server": self._part.evaluate(server, r)})
         self._last = {split: self._scores(said, split)
                       | scoring.score(self._setting, answers, split) for split in protocol.SPLITS}
@@ -154,10 +181,8 @@ class CloudApp:
                        for name in self._session.roster]
         return said
 
-    def _check_metrics(self, message: Message) -> None:
-        samples = self._setting.federation.samples
-        admission.check_scores(message, protocol.metrics(
-            self._setting.config, len(samples.class_names), len(samples.modalities)))
+    def _check_metrics(self, message: Message, template: admission.Template) -> None:
+        admission.check_scores(message, template)
 
     def _record(
         self, r: int, said: Mapping[str, Message], on_server: dict[str, Any], server: Params,
@@ -252,8 +277,16 @@ def faults(roster: Sequence[str], records: Sequence[Mapping[str, Any]]) -> dict[
         "dropped": dict(Counter(name for roll in rolls for name in roll["dropped"]))}
 
 
-def _checked(template: admission.Template) -> Callable[[Message], None]:
-    return lambda message: admission.check_arrays(message, template)
+def _enough(session: Session) -> Session:
+    """The session, with as many answers in every round as the aggregation's rule needs."""
+    rule, limits = session.experiment.aggregation, session.limits
+    needed = max(limits.min_devices, robust.fewest(rule, len(session.roster)))
+    return dataclasses.replace(session, limits=dataclasses.replace(limits, min_devices=needed))
+
+
+@jax.jit
+def _is_finite(tree: Params) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _sessions(records: Sequence[Mapping[str, Any]]) -> int:

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from mlecs_jax.deploy import admission
+from mlecs_jax.deploy.admission import Expected
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.deploy.transport import Failure, Transport
 from mlecs_jax.deploy.wire import CLOUD, Header, Kind, Message, WireError
 from mlecs_jax.errors import UserError
 
-Check = Callable[[Message], None]
-"""Raises WireError for a message that is not to be used."""
 OnEvent = Callable[[str, dict[str, Any]], None]
 POLL_S = 0.2  # seconds between looks at who is there
 
@@ -76,7 +75,7 @@ class Crew:
         """Devices of the present session, in the order of their numbers."""
         return [name for name in self.session.roster if name in self._misses]
 
-    def ready(self, rounds: int, broadcast: Mapping[str, np.ndarray], check: Check) -> None:
+    def ready(self, rounds: int, broadcast: Mapping[str, np.ndarray], check: Expected) -> None:
         """Opens the next session if there is none, somebody came (back), or too few are left.
 
         Args:
@@ -95,14 +94,14 @@ class Crew:
             self._begin(rounds, broadcast, check)
         self.roll.session, self.roll.members = self._count, self.members
 
-    def catch_up(self, rounds: int, broadcast: Mapping[str, np.ndarray], check: Check) -> None:
+    def catch_up(self, rounds: int, broadcast: Mapping[str, np.ndarray], check: Expected) -> None:
         """Tells devices that missed the last broadcast; who misses this too misses the round."""
         behind = [name for name in self.members if name in self._behind]
         if behind:
             self.ask("begin", rounds, broadcast, check, behind)
 
     def ask(
-        self, kind: Kind, r: int, arrays: Mapping[str, np.ndarray], check: Check,
+        self, kind: Kind, r: int, arrays: Mapping[str, np.ndarray], check: Expected,
         targets: list[str] | None = None,
     ) -> dict[str, Message]:
         """Sends a message and gathers the answers that may be used, by name in roster order.
@@ -118,7 +117,7 @@ class Crew:
         asked = [name for name in targets if name in there]
         answers, failures = self._transport.exchange(
             asked, Message(header, arrays),
-            limits.first_deadline_s if self._first else limits.deadline_s)
+            limits.first_deadline_s if self._first else limits.deadline_s, check.limit_bytes)
         failures |= {name: Failure("gone", "not connected, or still busy")
                      for name in targets if name not in there}
         taken = {}
@@ -149,9 +148,9 @@ class Crew:
     def finish(self, rounds: int) -> None:
         """Tells everyone that it is over; nobody has to answer."""
         if self.members:
-            self.ask("finish", rounds, {}, lambda message: None)
+            self.ask("finish", rounds, {}, Expected({}))
 
-    def _begin(self, rounds: int, broadcast: Mapping[str, np.ndarray], check: Check) -> None:
+    def _begin(self, rounds: int, broadcast: Mapping[str, np.ndarray], check: Expected) -> None:
         limits, given_up = self.session.limits, time.monotonic() + self.session.limits.wait_s
         while True:
             there = set(self._transport.names())

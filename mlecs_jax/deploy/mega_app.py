@@ -92,7 +92,7 @@ class MegaCloudApp:
             if self._cloud.chosen and (done := self._log.finished_summary(self._versions)):
                 write_report(self._workdir)  # a kill may have come between summary and report
                 return done
-            self._transport.on_push(self._handle)
+            self._transport.on_push(self._handle, self._cloud.limit_bytes)
             self._wait()
             summary = self._summary(COMPILE_CLOCK.seconds - compiled_before)
             self._log.write_summary(summary)

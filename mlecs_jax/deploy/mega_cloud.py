@@ -86,6 +86,11 @@ class MegaCloud:
         self._resumed, self._seconds = time.monotonic(), self.books.seconds
 
     @property
+    def limit_bytes(self) -> int:
+        """The longest message that an edge has to say."""
+        return max(admission.Expected(found).limit_bytes for found in self._templates.values())
+
+    @property
     def books(self) -> Books:
         """What is known."""
         return self.store.books

@@ -47,7 +47,8 @@ class MemoryTransport:
     ):
         self.edges = dict(edges)
         self.clock = 0.0
-        self._limit_bytes, self.delay, self._tamper = limit_bytes, delay, tamper
+        self._limit, self._push_limit = limit_bytes, limit_bytes
+        self.delay, self._tamper = delay, tamper
         self._busy_until: dict[str, float] = {}
         self._handler: Callable[[str, Message], Message] | None = None
 
@@ -55,16 +56,17 @@ class MemoryTransport:
         return [name for name in self.edges if self._busy_until.get(name, 0.0) <= self.clock]
 
     def exchange(
-        self, targets: Sequence[str], message: Message, deadline: float
+        self, targets: Sequence[str], message: Message, deadline: float,
+        limit_bytes: int | None = None,
     ) -> tuple[dict[str, Message], dict[str, Failure]]:
-        data = wire.encode(message)
+        data, limit = wire.encode(message), min(limit_bytes or self._limit, self._limit)
         answers: dict[str, Message] = {}
         failures: dict[str, Failure] = {}
         longest = 0.0
         for name in targets:
             taken = self.delay(name, message)
             longest = max(longest, min(taken, deadline))
-            found = self._answer(name, data)
+            found = self._answer(name, data, limit)
             if taken > deadline:
                 self._busy_until[name] = self.clock + taken
                 found = Failure("deadline", f"no answer in {deadline:g} s")
@@ -75,8 +77,11 @@ class MemoryTransport:
         self.clock += longest
         return answers, failures
 
-    def on_push(self, handler: Callable[[str, Message], Message]) -> None:
+    def on_push(
+        self, handler: Callable[[str, Message], Message], limit_bytes: int | None = None
+    ) -> None:
         self._handler = handler
+        self._push_limit = min(limit_bytes or self._limit, self._limit)
 
     def push(self, name: str, message: Message) -> Message:
         """What the cloud answers a device that speaks first; both through bytes.
@@ -88,16 +93,16 @@ class MemoryTransport:
         if self._handler is None:
             raise ConnectionError("no cloud listens")
         asked = wire.decode(self._tamper(name, message, wire.encode(message)),
-                            limit_bytes=self._limit_bytes)
-        return wire.decode(wire.encode(self._handler(name, asked)), limit_bytes=self._limit_bytes)
+                            limit_bytes=self._push_limit)
+        return wire.decode(wire.encode(self._handler(name, asked)), limit_bytes=self._limit)
 
     def close(self) -> None:
         self._handler = None
 
-    def _answer(self, name: str, data: bytes) -> Message | Failure:
+    def _answer(self, name: str, data: bytes, limit_bytes: int) -> Message | Failure:
         if name not in self.edges:
             return Failure("gone", "not connected")
-        question = wire.decode(data, limit_bytes=self._limit_bytes)
+        question = wire.decode(data, limit_bytes=self._limit)
         try:
             answer = self.edges[name].handle(question)
         except Gone:
@@ -105,4 +110,4 @@ class MemoryTransport:
             return Failure("gone", "connection lost")
         except WireError as error:
             return Failure("error", str(error))
-        return opened(self._tamper(name, question, wire.encode(answer)), self._limit_bytes)
+        return opened(self._tamper(name, question, wire.encode(answer)), limit_bytes)

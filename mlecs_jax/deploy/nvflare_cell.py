@@ -41,7 +41,7 @@ CHANNEL = "mlecs"
 HELLO, EXCHANGE, PUSH = "hello", "exchange", "push"
 """What a device says when it connects; what the cloud asks; what a device says unasked."""
 
-STRANGER_BYTES = 4096  # of a peer that is on no roster, enough to be told so
+STRANGER_BYTES = 4096  # of a peer that is on no roster, enough to be told so, and of any hello
 FOREVER = 10.0**8  # seconds; we end waiting ourselves
 
 
@@ -109,7 +109,8 @@ class Gate:
         for key in (MessageHeaderKey.PAYLOAD_ENCODING, StreamHeaderKey.PAYLOAD_ENCODING):
             if header(key) not in (None, Encoding.BYTES, Encoding.NONE):
                 return "objects"
-        limit = self.limit_bytes if name in self.peers else STRANGER_BYTES
+        greets = header(StreamHeaderKey.TOPIC) == HELLO
+        limit = self.limit_bytes if name in self.peers and not greets else STRANGER_BYTES
         size = header(StreamHeaderKey.SIZE) or 0
         if not isinstance(size, int) or max(size, len(frame.payload or b"")) > limit:
             return "oversized" if name in self.peers else "not on the roster"

@@ -14,7 +14,15 @@ from nvflare.fuel.f3.message import Message as Frame
 
 from mlecs_jax.deploy import nvflare_cell, wire
 from mlecs_jax.deploy.kit import SERVER, Kit
-from mlecs_jax.deploy.nvflare_cell import CHANNEL, EXCHANGE, FOREVER, HELLO, PUSH, Gate
+from mlecs_jax.deploy.nvflare_cell import (
+    CHANNEL,
+    EXCHANGE,
+    FOREVER,
+    HELLO,
+    PUSH,
+    STRANGER_BYTES,
+    Gate,
+)
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.deploy.status import CONNECTED
 from mlecs_jax.deploy.transport import Failure, opened
@@ -52,8 +60,8 @@ class NVFlareTransport:
         self._peers: dict[str, _Call | None] = {}
         self._push = ThreadPoolExecutor(1, "push")
         self._answer_push: Callable[[str, Message], Message] | None = None
-        limit = session.limits.limit_bytes
-        self.gate = Gate(SERVER, frozenset(session.roster), limit)
+        self._asked = self._push_limit = 0
+        self.gate = Gate(SERVER, frozenset(session.roster), session.limits.limit_bytes)
         nvflare_cell.check_listening(kit)
         self._cell = nvflare_cell.open_cell(kit, self.gate)
         for topic, handler in ((HELLO, self._on_hello), (PUSH, self._on_push)):
@@ -73,10 +81,11 @@ class NVFlareTransport:
             return [name for name in self._session.roster if name in self._peers]
 
     def exchange(
-        self, targets: Sequence[str], message: Message, deadline: float
+        self, targets: Sequence[str], message: Message, deadline: float,
+        limit_bytes: int | None = None,
     ) -> tuple[dict[str, Message], dict[str, Failure]]:
         """See :class:`Transport`."""
-        until = time.monotonic() + deadline
+        until, limit = time.monotonic() + deadline, self._limit(limit_bytes)
         data = wire.encode(message)
         calls: dict[str, _Call] = {}
         failures: dict[str, Failure] = {}
@@ -89,7 +98,7 @@ class NVFlareTransport:
                 else:
                     calls[name] = self._peers[name] = _Call()
         for name, call in calls.items():
-            threading.Thread(target=self._ask, args=(name, call, data), daemon=True,
+            threading.Thread(target=self._ask, args=(name, call, data, limit), daemon=True,
                              name=f"ask-{name}").start()
         answers = {}
         for name, call in calls.items():
@@ -100,8 +109,11 @@ class NVFlareTransport:
                 failures[name] = found or Failure("deadline", f"no answer within {deadline:g} s")
         return answers, failures
 
-    def on_push(self, handler: Callable[[str, Message], Message]) -> None:
+    def on_push(
+        self, handler: Callable[[str, Message], Message], limit_bytes: int | None = None
+    ) -> None:
         """See :class:`Transport`."""
+        self._push_limit = self._limit(limit_bytes)
         self._answer_push = handler
 
     def close(self) -> None:
@@ -113,11 +125,19 @@ class NVFlareTransport:
         nvflare_cell.close_cell(self._cell)
         self._push.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, name: str, call: _Call, data: bytes) -> None:
+    def _limit(self, limit_bytes: int | None) -> int:
+        """The longest message to look at. The gate takes the longest that was ever waited for: one
+        that comes late must still end its call."""
+        most = self._session.limits.limit_bytes
+        limit = min(limit_bytes or most, most)
+        self._asked = self.gate.limit_bytes = max(self._asked, limit)
+        return limit
+
+    def _ask(self, name: str, call: _Call, data: bytes, limit: int) -> None:
         """Waits for one device's answer, however long: an abandoned call keeps it busy."""
         try:
             answer = nvflare_cell.asked(self._cell, name, EXCHANGE, data, FOREVER, call.abort)
-            call.end(opened(answer, self._session.limits.limit_bytes))
+            call.end(opened(answer, limit))
         except PermissionError as error:
             call.end(Failure("error", str(error)))
         except Exception as error:  # NVFlare's, of many kinds: the connection is what failed
@@ -129,7 +149,8 @@ class NVFlareTransport:
     def _on_hello(self, frame: Frame) -> Frame:
         name = nvflare_cell.sender(frame)
         try:
-            run = msgpack.unpackb(bytes(frame.payload or b""))["run"]
+            run = msgpack.unpackb(bytes((frame.payload or b"")[:STRANGER_BYTES]),
+                                  max_array_len=0, max_map_len=8, max_ext_len=0)["run"]
         except Exception:  # whatever the parser makes of a stranger's bytes
             run = None
         if name not in self._session.roster:
@@ -170,7 +191,7 @@ class NVFlareTransport:
     def _pushed(self, name: str, data: bytes) -> Frame:
         assert self._answer_push is not None
         try:
-            message = wire.decode(data, limit_bytes=self._session.limits.limit_bytes)
+            message = wire.decode(data, limit_bytes=self._push_limit)
             return nvflare_cell.reply(wire.encode(self._answer_push(name, message)))
         except WireError as error:
             return nvflare_cell.reply(error=str(error))

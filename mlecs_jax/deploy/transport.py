@@ -43,7 +43,8 @@ class Transport(Protocol):
         ...
 
     def exchange(
-        self, targets: Sequence[str], message: Message, deadline: float
+        self, targets: Sequence[str], message: Message, deadline: float,
+        limit_bytes: int | None = None,
     ) -> tuple[dict[str, Message], dict[str, Failure]]:
         """Sends one message to several devices and gathers what they answer.
 
@@ -52,15 +53,19 @@ class Transport(Protocol):
 
         Args:
           deadline: seconds from now, for all of them together.
+          limit_bytes: longest answer that is looked at, where it is less than the session's.
         """
         ...
 
-    def on_push(self, handler: Callable[[str, Message], Message]) -> None:
+    def on_push(
+        self, handler: Callable[[str, Message], Message], limit_bytes: int | None = None
+    ) -> None:
         """Registers what answers devices that speak first (Mega-CE²).
 
         Args:
           handler: ``(name, message) → answer``, where ``name`` is the device as the transport
             knows it. Called from any thread, one call at a time.
+          limit_bytes: longest message that is looked at, where it is less than the session's.
         """
         ...
 

@@ -135,9 +135,11 @@ def build(setting: Setting) -> Method:
 def cloud_part(setting: Setting) -> CloudPart:
     """The cloud of :func:`build`; of the setting's devices it reads nothing."""
     options = setting.config
-    clients = setting.config.partition.num_clients
+    clients = options.partition.num_clients
     uplink = Uplink(options.channel)
-    combine = robust.rule(options.aggregation, clients if clients > 0 else None)
+    if clients <= 0:  # as many as the dataset has; a deployed cloud knows of none
+        clients = len(setting.federation.partition.devices)
+    combine = robust.rule(options.aggregation, clients or None)
     fuse = programs.compiled(fuse_public, setting.llm)
     train = programs.compiled(se_ccl_stage, setting.outline, donate_argnums=1)
     predict = Predictor(setting)

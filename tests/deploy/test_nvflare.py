@@ -12,7 +12,7 @@ from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, StreamHeaderK
 from mlecs_jax.configs import ur_fall
 from mlecs_jax.deploy import nvflare_needed, provision
 from mlecs_jax.deploy.local import free_port
-from mlecs_jax.deploy.nvflare_cell import STRANGER_BYTES, Gate
+from mlecs_jax.deploy.nvflare_cell import HELLO, STRANGER_BYTES, Gate
 from mlecs_jax.deploy.transport import Transport
 from mlecs_jax.errors import UserError
 from tests.deploy.network import echoes, message, wait_for
@@ -110,7 +110,8 @@ def frame(**changes):
 HEADERS = {"origin": MessageHeaderKey.ORIGIN, "sender": MessageHeaderKey.FROM_CELL,
            "to": MessageHeaderKey.DESTINATION, "channel": MessageHeaderKey.CHANNEL,
            "encoding": MessageHeaderKey.PAYLOAD_ENCODING,
-           "stream_encoding": StreamHeaderKey.PAYLOAD_ENCODING, "size": StreamHeaderKey.SIZE}
+           "stream_encoding": StreamHeaderKey.PAYLOAD_ENCODING, "size": StreamHeaderKey.SIZE,
+           "topic": StreamHeaderKey.TOPIC}
 
 
 @pytest.mark.parametrize("changes,reason", [
@@ -119,6 +120,7 @@ HEADERS = {"origin": MessageHeaderKey.ORIGIN, "sender": MessageHeaderKey.FROM_CE
     ({"channel": "admin"}, "unknown channel"), ({"encoding": Encoding.FOBS}, "objects"),
     ({"stream_encoding": "pickle"}, "objects"), ({"size": 1001}, "oversized"),
     ({"size": "many"}, "oversized"), ({"payload": bytes(1001)}, "oversized"),
+    ({"topic": HELLO, "size": STRANGER_BYTES + 1}, "oversized"),
     ({"connection": "edge-9", "origin": "edge-9", "sender": "edge-9",
       "payload": bytes(STRANGER_BYTES + 1)}, "not on the roster")])
 def test_the_gate_drops(changes, reason):
@@ -129,6 +131,7 @@ def test_the_gate_drops(changes, reason):
 
 @pytest.mark.parametrize("changes", [
     {}, {"channel": CellChannel.CELLNET}, {"stream_encoding": Encoding.BYTES, "size": 1000},
+    {"topic": HELLO, "size": 100},
     {"connection": "edge-9", "origin": "edge-9", "sender": "edge-9"}])
 def test_the_gate_lets_through(changes):
     gate = Gate("server", frozenset({"edge-0", "edge-1"}), 1000)
