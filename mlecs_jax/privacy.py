@@ -70,22 +70,46 @@ def epsilon(options: PrivacyConfig, uploads: int) -> dict[str, float]:
     Raises:
       UserError: the accountant is not installed.
     """
+    dp_accounting, accountant = _accountant()
+    found = {}
+    for relation, sensitivity in (("left_out", 1.0), ("replaced", 2.0)):
+        # Gaussian mechanisms of one deviation compose to one of deviation z/√n, exactly.
+        deviation = options.noise / sensitivity / math.sqrt(uploads)
+        event = dp_accounting.GaussianDpEvent(deviation)
+        # Losses grow with 1/σ², and with them the table of the accountant, unless its steps do.
+        steps = 1e-4 * max(1.0, 1 / (2 * deviation**2))
+        spent = accountant(value_discretization_interval=steps).compose(event)
+        found[relation] = float(spent.get_epsilon(options.delta))
+    return found
+
+
+def _accountant() -> tuple[Any, Any]:
     try:
         import dp_accounting
         from dp_accounting.pld import PLDAccountant
     except ImportError:
         raise UserError("telling epsilon needs an accountant; pip install dp-accounting") from None
-    found = {}
-    for relation, sensitivity in (("left_out", 1.0), ("replaced", 2.0)):
-        # Gaussian mechanisms of one deviation compose to one of deviation z/√n, exactly.
-        event = dp_accounting.GaussianDpEvent(options.noise / sensitivity / math.sqrt(uploads))
-        found[relation] = float(PLDAccountant().compose(event).get_epsilon(options.delta))
-    return found
+    return dp_accounting, PLDAccountant
+
+
+def check(options: PrivacyConfig | None) -> None:
+    """Raises UserError where noise is asked for and nobody could tell what it is worth."""
+    if options is not None and options.clip:
+        _accountant()
+
+
+def told(options: PrivacyConfig, uploads: int) -> dict[str, Any]:
+    """:func:`epsilon`, the number of uploads, and :func:`statement`: a summary's part."""
+    found = epsilon(options, uploads)
+    return found | {"uploads": uploads, "statement": _said(options, uploads, found)}
 
 
 def statement(options: PrivacyConfig, uploads: int) -> str:
     """One line for people: what the uploads of a device reveal at most."""
-    found = epsilon(options, uploads)
+    return _said(options, uploads, epsilon(options, uploads))
+
+
+def _said(options: PrivacyConfig, uploads: int, found: dict[str, float]) -> str:
     return (f"uploads of a device: ({found['left_out']:.3g}, {options.delta:g})-differentially "
             f"private for the whole device left out, ε = {found['replaced']:.3g} for its data "
             f"replaced, after {uploads} uploads (clip {options.clip:g}, noise {options.noise:g} × "

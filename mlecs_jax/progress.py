@@ -112,6 +112,8 @@ class Progress:
             f"{traffic['downlink_bytes_per_round']:,} B down | "
             f"{summary['timing']['seconds_per_round']:.1f} s a round, "
             f"{summary['timing']['compile_s']:.0f} s compiling")
+        if "privacy" in summary:
+            self._console.print(summary["privacy"]["statement"])
         for name, value in summary.get("ceilings", {}).items():
             self._console.print(f"[dim]{name} alone, trained offline: {value:.3f}[/dim]")
         self._console.print(f"report: {self._workdir / 'report.html'}")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlecs_jax import captions, lora
+from mlecs_jax import captions, lora, privacy
 from mlecs_jax.data.samples import Samples
 from mlecs_jax.metrics import rouge
 from mlecs_jax.metrics.classification import scores, spread
@@ -117,8 +117,12 @@ def summary(
         tuple(m for m, has in zip(federation.modalities, owned[j], strict=True) if has),
         len(share.train), len(share.test), parameters[j])
         for j, share in enumerate(federation.partition.devices)]
-    return summarise(setting, score(setting, predictions, "test"), facts, records, communication,
-                     compile_seconds, ceilings)
+    found = summarise(setting, score(setting, predictions, "test"), facts, records, communication,
+                      compile_seconds, ceilings)
+    options = setting.config.privacy
+    if options and options.clip:  # each device has sent once a round
+        found["privacy"] = privacy.told(options, setting.config.train.rounds)
+    return found
 
 
 def summarise(

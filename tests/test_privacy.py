@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from mlecs_jax import privacy
+from mlecs_jax import experiment, privacy
 from mlecs_jax.config import PrivacyConfig
 from mlecs_jax.errors import UserError
-from tests.small import config
+from tests.small import config, samples
 
 
 def test_off_is_nothing_at_all():
@@ -44,9 +44,9 @@ def exact_epsilon(multiplier: float, delta: float) -> float:
     """Of one Gaussian mechanism, by its closed form (Balle & Wang 2018, Theorem 8)."""
     def excess(epsilon):
         a, b = 1 / (2 * multiplier), epsilon * multiplier
-        return stats.norm.cdf(a - b) - math.exp(epsilon) * stats.norm.cdf(-a - b) - delta
+        return stats.norm.cdf(a - b) - math.exp(epsilon + stats.norm.logcdf(-a - b)) - delta
 
-    return float(optimize.brentq(excess, 1e-6, 100))
+    return float(optimize.brentq(excess, 1e-6, 1e6))
 
 
 def test_epsilon_is_that_of_the_closed_form():
@@ -56,6 +56,8 @@ def test_epsilon_is_that_of_the_closed_form():
     assert found["left_out"] == pytest.approx(exact_epsilon(5 / math.sqrt(10), 1e-5), rel=0.01)
     assert found["replaced"] == pytest.approx(exact_epsilon(2.5 / math.sqrt(10), 1e-5), rel=0.01)
     assert privacy.epsilon(options, 20)["left_out"] > found["left_out"]
+    little = privacy.epsilon(PrivacyConfig(1.0, 0.1, 1e-5), 1000)  # at once, too
+    assert little["left_out"] == pytest.approx(exact_epsilon(0.1 / math.sqrt(1000), 1e-5), rel=0.01)
     assert "1e-05)-differentially private" in privacy.statement(options, 10)
 
 
@@ -63,6 +65,19 @@ def test_without_an_accountant_it_is_said_how_to_get_one(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
     with pytest.raises(UserError, match="pip install"):
         privacy.epsilon(PrivacyConfig(1.0, 5.0, 1e-5), 1)
+    privacy.check(None)
+    privacy.check(PrivacyConfig(0.0, 5.0, 1e-5))
+    with pytest.raises(UserError, match="pip install"):
+        privacy.check(PrivacyConfig(1.0, 5.0, 1e-5))
+
+
+@pytest.mark.slow
+def test_a_simulation_tells_what_its_uploads_cost(tmp_path):
+    pytest.importorskip("dp_accounting", reason="the extra 'privacy' is not installed")
+    options = config(**{"train.rounds": 2, "privacy.clip": 1.0, "privacy.noise": 5.0})
+    summary = experiment.run(options, tmp_path, samples=samples())
+    assert summary["privacy"] == privacy.told(options.privacy, 2)
+    assert "after 2 uploads" in summary["privacy"]["statement"]
 
 
 @pytest.mark.parametrize(("changed", "message"), [

@@ -24,7 +24,7 @@ from mlecs_jax.deploy.admission import Expected
 from mlecs_jax.deploy.crew import Crew, OnEvent, Roll
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.deploy.transport import Transport
-from mlecs_jax.deploy.wire import Message
+from mlecs_jax.deploy.wire import Message, WireError
 from mlecs_jax.errors import UserError
 from mlecs_jax.experiment import COMPILE_CLOCK
 from mlecs_jax.lora import Params
@@ -33,6 +33,7 @@ from mlecs_jax.report.run_report import write_report
 from mlecs_jax.scoring import NodeFacts, NodeScores
 from mlecs_jax.topology import Device
 
+SENDS = 16  # times that a round's upload may have been asked for
 FACTS = Expected(protocol.facts(), admission.check_facts)
 
 
@@ -71,6 +72,11 @@ class CloudApp:
         self._setting = node.cloud_setting(session, share.load(data_dir), devices)
         self._part = ml_ecs.cloud_part(self._setting)
         self._uplink = Uplink(self._setting.config.channel)
+        options = self._setting.config.privacy
+        self._private = options if options and options.clip else None
+        self._readings: dict[str, int] = {}  # modalities that devices have readings of
+        self._claims: dict[tuple[str, int], int] = {}  # of uploads, by device and round
+        self._counted: dict[str, int] = {}  # last rounds whose uploads counted
         self._key = jax.random.key(self._setting.config.seed)
 
     def run(self) -> dict[str, Any]:
@@ -97,6 +103,8 @@ class CloudApp:
                 return done
             crew = Crew(self._session, self._transport, len(self._setting.federation.modalities),
                         _sessions(log.records), self._on_event)
+            self._counted = {name: record["round"] for record in log.records
+                             for name in record["deployment"]["answered"]}
             for r in range(complete, rounds):
                 self._session = crew.session = _enough(self._latest())
                 server, record = self._round(crew, server, r)
@@ -104,7 +112,7 @@ class CloudApp:
                 checkpoints.save(r + 1, {"server": server})
                 self._on_event("round", record)
             if complete == rounds:  # killed between the last round and its summary
-                crew.ready(rounds, channel.pack(self._part.broadcast(server)), FACTS)
+                crew.ready(rounds, self._broadcast(server), FACTS)
                 self._evaluated(crew, server, rounds - 1)
             crew.finish(rounds)
             summary = self._summary(crew, server, log.records,
@@ -123,7 +131,7 @@ class CloudApp:
     ) -> tuple[Params, dict[str, Any]]:
         """One round with whoever answers, and its metrics record."""
         begun = time.perf_counter()
-        broadcast = channel.pack(self._part.broadcast(server))
+        broadcast = self._broadcast(server)
         anchors = channel.pack(self._part.speak(server))
         upload = Expected(protocol.shapes(self._part.upload(server)), functools.partial(
             self._check_upload, jax.device_get({"lora": server["slm"]["lora"]})))
@@ -149,6 +157,7 @@ class CloudApp:
                 f"{', '.join(uploads)}; nothing of the round is saved. Lower the learning rate, "
                 "use an aggregation.rule that stands up to liars, or stop a device; the same "
                 "command goes on from the round before")
+        self._counted |= dict.fromkeys(uploads, r)
         trained = time.perf_counter()
         said = self._evaluated(crew, server, r)
         record = self._record(r, said, on_server, server, crew.roll)
@@ -160,6 +169,11 @@ class CloudApp:
     ) -> None:
         """Raises WireError for an upload that is not as asked, or decodes to nothing sane."""
         admission.check_upload(message, template)
+        claims, name = message.header.modalities, message.header.sender
+        if claims != self._readings.get(name, claims):
+            raise WireError("modalities", f"claims {claims}, has readings of "
+                                          f"{self._readings[name]}")
+        self._claims[name, message.header.round] = claims
         stacked = jax.tree.map(lambda x: x[None], channel.unpack(message.arrays)["lora"])
         decoded = jax.tree.map(lambda x: np.asarray(x)[0],
                                self._uplink.receive(stacked, known["lora"]))
@@ -167,12 +181,34 @@ class CloudApp:
             leaf.size for leaf in jax.tree.leaves(known)))
         admission.check_length(channel.pack({"lora": decoded}), channel.pack(known), noise)
 
+    def _check_readings(self, message: Message, r: int) -> None:
+        """Raises WireError where a device's claim, its weight, and its readings differ, or where it
+        says that it has sent more uploads than it can have been asked for."""
+        schedule = self._setting.config.partition.mask_schedule
+        claims, arrays = message.header.modalities, message.arrays
+        name, found = message.header.sender, int((arrays["readings"] > 0).sum())
+        if schedule == "static":  # what it has read in one round it has in the next
+            self._readings[name] = found
+        if claims != self._claims.get((name, r), claims):
+            raise WireError("modalities", f"claims {claims}, its upload {self._claims[name, r]}")
+        # Where samples lack modalities one by one, a device may own one that no row of it has.
+        if claims < found or (claims > found and schedule != "per_sample"):
+            raise WireError("modalities", f"claims {claims}, has readings of {found}")
+        if "sent" in arrays and arrays["sent"] > SENDS * (r + 2):
+            raise WireError("range", f"'sent' is {arrays['sent']} after {r + 1} rounds")
+
+    def _broadcast(self, server: Params) -> dict[str, np.ndarray]:
+        """The LoRA, and whose uploads counted, where devices have to know."""
+        template = protocol.counted(self._setting.config, len(self._session.roster))
+        rounds = np.array([self._counted.get(name, -1) for name in self._session.roster], np.int32)
+        return channel.pack(self._part.broadcast(server)) | dict.fromkeys(template, rounds)
+
     def _evaluated(self, crew: Crew, server: Params, r: int) -> dict[str, Message]:
         """What devices say of themselves after a round; keeps everyone's scores."""
         samples = self._setting.federation.samples
-        said = crew.ask("evaluate", r, channel.pack(self._part.broadcast(server)), Expected(
+        said = crew.ask("evaluate", r, self._broadcast(server), Expected(
             protocol.metrics(self._setting.config, len(samples.class_names),
-                             len(samples.modalities)), self._check_metrics))
+                             len(samples.modalities)), functools.partial(self._check_metrics, r)))
         answers = jax.device_get({"server": self._part.evaluate(server, r)})
         self._last = {split: self._scores(said, split)
                       | scoring.score(self._setting, answers, split) for split in protocol.SPLITS}
@@ -181,8 +217,11 @@ class CloudApp:
                        for name in self._session.roster]
         return said
 
-    def _check_metrics(self, message: Message, template: admission.Template) -> None:
+    def _check_metrics(
+        self, r: int, message: Message, template: admission.Template
+    ) -> None:
         admission.check_scores(message, template)
+        self._check_readings(message, r)
 
     def _record(
         self, r: int, said: Mapping[str, Message], on_server: dict[str, Any], server: Params,
@@ -204,7 +243,9 @@ class CloudApp:
             "modalities": [owned.tolist() for owned in self._owned],
             "communication": {"uplink_bytes": traffic["uplink"],
                               "downlink_bytes": traffic["downlink"]},
-            "deployment": dataclasses.asdict(roll)}
+            "deployment": dataclasses.asdict(roll) | ({
+                "sent": {name: int(own.arrays["sent"]) for name, own in said.items()}}
+                if self._private else {})}
 
     def _scores(self, said: Mapping[str, Message], split: str) -> dict[str, list[NodeScores]]:
         classes = len(self._setting.federation.samples.class_names)
@@ -235,10 +276,11 @@ class CloudApp:
         summary["deployment"] = faults(roster, records)
         if options := self._setting.config.privacy:
             if options.clip:
-                uploads = max(summary["deployment"]["uploads"].values())
-                said = privacy.statement(options, uploads)
-                summary["privacy"] = privacy.epsilon(options, uploads) | {"statement": said}
-                self._on_event("privacy", {"statement": said})
+                told = [record["deployment"].get("sent", {}) for record in records]
+                summary["privacy"] = privacy.told(options, max(
+                    1, *summary["deployment"]["uploads"].values(),
+                    *(count for sent in told for count in sent.values())))
+                self._on_event("privacy", {"statement": summary["privacy"]["statement"]})
         return summary
 
 
@@ -251,8 +293,7 @@ def check_deployable(config: Config) -> None:
         raise UserError("a deployment learns classes so far; simulate captions with mlecs_jax.run")
     if config.eval.ceiling_steps:
         raise UserError("eval.ceiling_steps trains on everyone's data at one place; set it to 0")
-    if config.privacy and config.privacy.clip:
-        privacy.epsilon(config.privacy, config.train.rounds)  # an accountant is there
+    privacy.check(config.privacy)
 
 
 def faults(roster: Sequence[str], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlecs_jax import channel, scoring
+from mlecs_jax import channel, privacy, scoring
 from mlecs_jax.deploy import admission, node, protocol, share
 from mlecs_jax.deploy.crew import behind
 from mlecs_jax.deploy.session import Session
@@ -52,6 +52,8 @@ class EdgeApp:
         self._number = session.number(name)
         self._setting = node.device_setting(session, self._number, share.load(data_dir), devices)
         self._part = ml_ecs.device_part(self._setting)
+        options = self._config.privacy
+        self._private = options if options and options.clip else None
         self._key = jax.random.key(self._config.seed)
         self._store = EdgeState(state_dir, session.run)
         self._nodes, self._notes = self._part.init(jax.random.fold_in(self._key, 0)), Notes()
@@ -67,6 +69,12 @@ class EdgeApp:
     def rounds(self) -> int:
         """Rounds of training that the device's present state has seen."""
         return self._notes.rounds
+
+    def privacy(self) -> str | None:
+        """What the uploads that have left this device reveal at most, for people; None where they
+        are not privatised, or none has left."""
+        sent = self._store.sent
+        return privacy.statement(self._private, sent) if self._private and sent else None
 
     def handle(self, message: Message) -> Message:
         """Does what the cloud asks and answers.
@@ -108,9 +116,12 @@ class EdgeApp:
         if not 0 <= header.round <= self._config.train.rounds:
             raise WireError("round", f"there is no round {header.round}")
         lora = self._nodes.broadcast if self._config.method.broadcast else {}
+        told = np.atleast_1d(message.arrays.get(protocol.COUNTED, np.empty(0)))
+        known = protocol.shapes({"lora": lora}) | protocol.counted(
+            self._config, max(len(told), self._number + 1))  # devices may have been added
         template = {
-            "begin": lambda: protocol.shapes({"lora": lora}),
-            "evaluate": lambda: protocol.shapes({"lora": lora}),
+            "begin": lambda: known,
+            "evaluate": lambda: known,
             "round": lambda: protocol.anchors(
                 self._config, len(self._setting.federation.public.target)),
             "finish": dict}.get(header.kind)
@@ -143,6 +154,8 @@ class EdgeApp:
             self._nodes, received, r, jax.random.fold_in(self._key, 1), noise=noise)
         losses = {path: float(values[0]) for path, values in channel.pack(diagnostics).items()}
         self._notes = dataclasses.replace(self._notes, rounds=r + 1, losses=losses, losses_of=r)
+        if self._private:
+            self._store.count_upload()
         own = jax.tree.map(lambda x: np.asarray(x)[0], uploads)
         return channel.pack(own | {"modalities": np.asarray(own["modalities"], np.int32)})
 
@@ -152,6 +165,8 @@ class EdgeApp:
         predictions = jax.device_get(self._part.evaluate(self._nodes, r))
         owned = setting.federation.owned_at(r)[self._number]
         answer = {"readings": protocol.readings(setting.federation, owned)}
+        if self._private:
+            answer["sent"] = np.asarray(self._store.sent, np.int64)
         for stage, names in protocol.losses(self._config).items():
             for name in names:
                 known = self._notes.losses_of == r
@@ -164,8 +179,18 @@ class EdgeApp:
         return answer
 
     def _receive(self, message: Message) -> None:
-        received = self._setting.topology.to_edge(channel.unpack(message.arrays))
+        arrays = dict(message.arrays)
+        counted = arrays.pop(protocol.COUNTED, None)
+        received = self._setting.topology.to_edge(channel.unpack(arrays))
         self._nodes = self._part.receive(self._nodes, received)
+        if counted is not None and counted[self._number] != (last := self._notes.losses_of) >= 0:
+            self._take_back(last)
+
+    def _take_back(self, r: int) -> None:
+        """Keeps back again what the upload of a round held of earlier ones: it did not count."""
+        before = self._store.restore(self._nodes, r)
+        if before is not None:
+            self._nodes = dataclasses.replace(self._nodes, kept=before[0].kept)
 
     def _recover(self) -> None:
         """Takes up the state that was saved last: a program that failed in the middle may have

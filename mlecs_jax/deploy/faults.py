@@ -115,6 +115,22 @@ def claims_too_many(upload: Message, known: Arrays, before: Message | None) -> M
         arrays={**upload.arrays, "modalities": np.array(1000, np.int32)})
 
 
+def claims_another(upload: Message, known: Arrays, before: Message | None) -> Message:
+    """One modality more than it has, or fewer, consistently."""
+    claim = upload.header.modalities % 3 + 1
+    return dataclasses.replace(
+        upload, header=dataclasses.replace(upload.header, modalities=claim),
+        arrays={**upload.arrays, "modalities": np.array(claim, np.int32)})
+
+
+def sends_absurdity(upload: Message, known: Arrays, before: Message | None) -> Message:
+    """Every number of one array is as large as float32 goes: finite, and nothing that is learnt
+    from it would be."""
+    path = _first(upload)
+    return dataclasses.replace(upload, arrays={
+        **upload.arrays, path: np.full_like(upload.arrays[path], 3e38)})
+
+
 def flips(factor: float) -> Callable[[Message, Arrays, Message | None], Message]:
     """Poison that looks well: the device's own difference to what was broadcast, turned round and
     ``factor`` times as long. Every number is finite and every shape right."""

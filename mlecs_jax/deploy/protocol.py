@@ -16,6 +16,7 @@ from mlecs_jax.scoring import CLASS_METRICS, NodeScores
 
 ANSWERS = ("after_amt", "after_broadcast")
 SPLITS = ("val", "test")
+COUNTED = "counted"
 FACTS = ("rounds", "train_samples", "val_samples", "test_samples", "parameters")
 """What a device says of itself when a session begins: rounds of training that its encoders have
 seen, three counts, and the size of its models."""
@@ -40,6 +41,14 @@ def facts() -> Template:
     return {name: jax.ShapeDtypeStruct((), np.int64) for name in FACTS}
 
 
+def counted(config: Config, num_devices: int) -> Template:
+    """What the cloud says beside its LoRA where devices keep back what an encoding leaves out: the
+    last round in which the upload of each device counted, by number; -1: none has."""
+    if config.channel.uplink == "none":
+        return {}
+    return {COUNTED: jax.ShapeDtypeStruct((num_devices,), np.int32)}
+
+
 def losses(config: Config) -> dict[str, tuple[str, ...]]:
     """Names of the losses of each stage of a device's round."""
     stages = {"ccl": ("lm", "volume"), "amt": ("lm",)}
@@ -51,11 +60,14 @@ def metrics(config: Config, num_classes: int, num_modalities: int) -> Template:
 
     ``losses/STAGE/NAME`` are means over the round's batches, NaN where the device missed the round;
     ``scores/SPLIT/WHEN/NAME`` are over its held-out rows; ``readings [M]`` is how many of its
-    training rows have each modality in this round.
+    training rows have each modality in this round; ``sent``, where uploads are privatised, how many
+    have left the device, late and refused ones and those sent again too.
     """
     number = jax.ShapeDtypeStruct((), np.float64)
     template: dict[str, Any] = {
         "readings": jax.ShapeDtypeStruct((num_modalities,), np.int64)}
+    if config.privacy and config.privacy.clip:
+        template["sent"] = jax.ShapeDtypeStruct((), np.int64)
     for stage, names in losses(config).items():
         template |= {f"losses/{stage}/{name}": number for name in names}
     for split in SPLITS:

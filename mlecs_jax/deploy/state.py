@@ -19,6 +19,7 @@ from mlecs_jax.deploy import durable
 from mlecs_jax.errors import UserError
 
 Tree = Any
+SENT = "sent"
 KEPT = 3  # rounds: a cloud that is killed is at most two behind
 
 
@@ -96,6 +97,26 @@ class EdgeState:
         for found in self._rounds():
             if found > rounds:
                 self._path(found).unlink()
+
+    @property
+    def sent(self) -> int:
+        """Uploads that have been counted.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        path = self._folder / SENT
+        try:
+            return int(path.read_text()) if path.exists() else 0
+        except (OSError, ValueError):
+            raise UserError(f"{path} is damaged: how many uploads have left this device is not "
+                            "known any more; write the number into it") from None
+
+    def count_upload(self) -> None:
+        """Counts one more upload for good: going back to an older state does not undo it."""
+        temporary = self._folder / f".{SENT}.new"
+        temporary.write_text(f"{self.sent + 1}\n")
+        durable.replace(temporary, self._folder / SENT)
 
     def close(self) -> None:
         """Ends the claim on the folder."""

@@ -116,7 +116,11 @@ class MlEcs:
             app = EdgeApp(session, kit.name, data, state)
         with contextlib.closing(app):
             link.connect()
-            link.serve(in_turns(app.handle, turns))
+            try:
+                link.serve(in_turns(app.handle, turns))
+            finally:
+                if said := app.privacy():
+                    print(f"{kit.name}: {said}", flush=True)
 
     def display(self, session: Session, workdir: Path) -> Any:
         from mlecs_jax.deploy.display import Display

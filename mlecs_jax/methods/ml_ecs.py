@@ -179,6 +179,7 @@ def cloud_part(setting: Setting) -> CloudPart:
 def device_part(setting: Setting) -> DevicePart:
     """The devices of :func:`build`: all of a setting's, be they N or one."""
     options, topology = setting.config, setting.topology
+    privacy.check(options.privacy)
     uplink, private = Uplink(options.channel), privacy.mechanism(options.privacy)
     stage = setting.on_devices(device_stage)
     predict = Predictor(setting)

@@ -13,7 +13,8 @@ _REASONS = {
     "path": "an array not asked for, or none", "round": "another round", "replay": "sent before",
     "oversized": "too long", "session": "another session", "checksum": "damaged",
     "malformed": "no message", "sender": "another's name", "kind": "not what was asked",
-    "modalities": "impossible number of modalities", "range": "impossible scores",
+    "modalities": "a number of modalities that it has not", "length": "an absurdly long update",
+    "range": "impossible scores",
     "schema": "another version", "deadline": "deadline missed", "gone": "not connected",
     "error": "failed on the device", "refused": "refused by the cloud"}
 
