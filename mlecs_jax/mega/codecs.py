@@ -120,7 +120,7 @@ def decode(payload: bytes, shape: Sequence[int], codec: Codec) -> NDArray[np.flo
         values = np.frombuffer(packed, "<f4").astype(np.float32)
     elif codec.precision == "float16":
         exponent = int.from_bytes(packed[:1], "big", signed=True)
-        with np.errstate(over="ignore"):  # an exponent no encoder writes: refused as not finite
+        with np.errstate(over="ignore", invalid="ignore"):  # what no encoder writes: refused below
             values = np.ldexp(np.frombuffer(packed, "<f2", offset=1).astype(np.float32), exponent)
     else:
         channels = _channels(shape)

@@ -66,7 +66,7 @@ class EndDevice:
 
     Args:
       id: as registered.
-      reply: the edge's answer to the registration.
+      reply: the edge's answer to the registration, made anew after every start.
       link: to the edge, for what fits before the deadline.
       clock: seconds since the epoch.
     """
@@ -95,7 +95,8 @@ class EndDevice:
         for name, (values, quality) in cleaned.items():
             codec, payload = codecs.encode_within(
                 values, budget * values.size / total, self._reply.level, ladder)
-            header = Header(now, self.id, self._sequence, name, values.shape, quality, codec.name)
+            header = Header(now, self.id, self._reply.session, self._sequence, name, values.shape,
+                            quality, codec.name)
             result.append(packets.encode(header, payload))
             self._sequence += 1
         return result

@@ -124,7 +124,7 @@ def measure(predictor: Predictor, kind: Links, readings: int, seed: int = 0) -> 
     programs and caches warm up, are not counted."""
     warm_up = 10
     device, registry = registered_device(kind)
-    predictor.receiver = Receiver(registry.expected())
+    predictor.receiver = Receiver(registry.senders)
     rng = np.random.default_rng(seed)
     seconds = np.zeros((3, readings + warm_up))
     feature_bytes = score_bytes = 0
@@ -211,7 +211,7 @@ def packet_size(
     size, error, bound = 0, 0.0, 0.0
     for i, (name, values) in enumerate(reading.items()):
         cleaned, quality = clean(name, values, len(values))
-        header = Header(0, "end-0.0", i, name, cleaned.shape, quality, codec.name)
+        header = Header(0, "end-0.0", 0, i, name, cleaned.shape, quality, codec.name)
         data = packets.encode(header, codecs.encode(cleaned, codec, level=9))
         decoded = packets.decode(data).values
         size += len(data)

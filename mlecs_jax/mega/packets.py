@@ -5,8 +5,11 @@ On the wire, all integers big-endian::
     'MCE2' | version u8 | header length u16 | header: msgpack map | payload | CRC-32 u32
 
 The CRC covers everything before it. A receiver takes what a registered device may send, once:
-anything else is refused under a named reason and counted. Imports only NumPy and msgpack, so that
-end devices and the exported predictor share it.
+anything else is refused under a named reason and counted. Numbers of packets begin anew with every
+registration, which gives the device a session: one that was restarted registers again, and nothing
+recorded in an earlier session is taken. A CRC finds damage, not forgery; the bounds here keep a
+forger from locking others out for long, the transport (TLS) keeps him out. Imports only NumPy and
+msgpack, so that end devices and the exported predictor share it.
 """
 
 from __future__ import annotations
@@ -26,14 +29,14 @@ from numpy.typing import NDArray
 from mlecs_jax.mega import codecs
 from mlecs_jax.mega.codecs import Codec, CodecError
 
-MAGIC, VERSION = b"MCE2", 1
+MAGIC, VERSION = b"MCE2", 2
 _PREFIX = struct.Struct(">4sBH")
 _CRC = struct.Struct(">I")
 MAX_HEADER = 1024  # bytes
 MAX_SEQUENCE = 2**63 - 1
 MAX_RANK = 4
-FIELDS = {"time_us": int, "device": str, "sequence": int, "modality": str, "shape": list,
-          "dtype": str, "quality": float, "codec": str}
+FIELDS = {"time_us": int, "device": str, "session": int, "sequence": int,
+          "modality": str, "shape": list, "dtype": str, "quality": float, "codec": str}
 
 
 class PacketError(ValueError):
@@ -51,7 +54,8 @@ class Header:
     Attributes:
       time_us: microseconds since the epoch when the reading ended, by the device's clock.
       device: the id under which the device registered.
-      sequence: rises by one with every packet of the device, from 0.
+      session: that the reply to its registration gave it.
+      sequence: rises by one with every packet of the session, from 0.
       modality: ``text``, ``audio`` or ``vision``.
       shape: of the array, usually ``(T, d)``.
       dtype: of the array before encoding; always ``float32`` in this version.
@@ -61,6 +65,7 @@ class Header:
 
     time_us: int
     device: str
+    session: int
     sequence: int
     modality: str
     shape: tuple[int, ...]
@@ -78,11 +83,36 @@ class Packet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sender:
+    """A registered device: its session and the shapes it was told to send, by modality."""
+
+    session: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a receiver takes at most: bytes of a packet, and values of its array."""
+    """What a receiver takes.
+
+    Attributes:
+      packet_bytes, values: at most, of a packet and of its array.
+      window: how many packets of a device may arrive out of order; older ones count as replayed.
+      jump: how far a sequence number may be ahead of the newest: more than are ever lost at once.
+    """
 
     packet_bytes: int = 2**20
     values: int = 2**20
+    window: int = 64
+    jump: int = 2**12
+
+
+@dataclasses.dataclass
+class _Seen:
+    """Of a session: its newest packet, and bit i of ``bits`` for packet newest − i."""
+
+    session: int
+    newest: int = -1
+    bits: int = 0
 
 
 def encode(header: Header, payload: bytes) -> bytes:
@@ -106,35 +136,27 @@ def decode(data: bytes, limits: Limits = Limits()) -> Packet:
         (fields missing, unknown, of another type or out of range) or ``payload``.
     """
     header, payload = _open(data, limits)
-    try:
-        values = codecs.decode(payload, header.shape, Codec.parse(header.codec))
-    except CodecError as error:
-        raise PacketError("payload", str(error)) from None
-    return Packet(header, values)
+    return Packet(header, _decoded(header, payload))
 
 
 class Receiver:
     """The edge's end of the link: takes each packet of a registered device once.
 
     Args:
-      expected: ``{device id: {modality: shape}}``, from the registry's replies
-        (:mod:`mlecs_jax.mega.registration`).
-      window: how many packets of a device may arrive out of order; older ones count as replayed.
+      expected: senders by device id; read with every packet, so that a live mapping such as
+        :attr:`mlecs_jax.mega.registration.Registry.senders` lets new devices in.
 
     Attributes:
       accepted: packets taken.
       refused: how many were refused for each reason.
     """
 
-    def __init__(self, expected: Mapping[str, Mapping[str, tuple[int, ...]]],
-                 limits: Limits = Limits(), window: int = 64):
+    def __init__(self, expected: Mapping[str, Sender], limits: Limits = Limits()):
         self.expected = expected
         self.limits = limits
         self.accepted = 0
         self.refused: collections.Counter[str] = collections.Counter()
-        self._window = window
-        self._newest: dict[str, int] = {}
-        self._seen: dict[str, int] = {}  # bit i: packet newest − i was taken
+        self._seen: dict[str, _Seen] = {}
 
     def receive(self, data: bytes) -> Packet | None:
         """The packet if it may be used, else None; never raises on any bytes."""
@@ -147,32 +169,48 @@ class Receiver:
         return packet
 
     def _check(self, data: bytes) -> Packet:
-        packet = decode(data, self.limits)
-        header = packet.header
-        modalities = self.expected.get(header.device)
-        if modalities is None:
+        """Everything that the header tells comes before the payload is decoded or inflated."""
+        header, payload = _open(data, self.limits)
+        sender = self.expected.get(header.device)
+        if sender is None:
+            self._seen.pop(header.device, None)  # its registration has ended
             raise PacketError("unregistered", f"device '{header.device}'")
-        if modalities.get(header.modality) != header.shape:
+        if header.session != sender.session:
+            raise PacketError("session", f"device '{header.device}' has registered again")
+        if sender.shapes.get(header.modality) != header.shape:
             raise PacketError("unexpected", f"{header.modality} of shape {header.shape}")
-        self._mark(header.device, header.sequence)
+        seen = self._seen.get(header.device)
+        if seen is None or seen.session != header.session:
+            seen = _Seen(header.session)
+        marked = self._marked(seen, header)
+        packet = Packet(header, _decoded(header, payload))
+        self._seen[header.device] = marked
         return packet
 
-    def _mark(self, device: str, sequence: int) -> None:
-        """Notes a sequence number of a device.
+    def _marked(self, seen: _Seen, header: Header) -> _Seen:
+        """What has been seen once the packet is taken.
 
         Raises:
-          PacketError: ``replayed``: it was taken before, or is too old to know.
+          PacketError: ``replayed``: it was taken before, or is too old to know; ``ahead``: of a
+            number that no packet can have yet.
         """
-        newest, seen = self._newest.get(device, -1), self._seen.get(device, 0)
-        ahead = sequence - newest
+        ahead, window = header.sequence - seen.newest, self.limits.window
+        if ahead > self.limits.jump:
+            raise PacketError("ahead", f"packet {header.sequence} after {seen.newest} of device "
+                              f"'{header.device}'")
         if ahead > 0:
-            kept = (1 << self._window) - 1
-            self._seen[device] = 1 if ahead > self._window else ((seen << ahead) | 1) & kept
-            self._newest[device] = sequence
-        elif -ahead >= self._window or seen >> -ahead & 1:
-            raise PacketError("replayed", f"packet {sequence} of device '{device}'")
-        else:
-            self._seen[device] = seen | 1 << -ahead
+            bits = 1 if ahead > window else ((seen.bits << ahead) | 1) & ((1 << window) - 1)
+            return _Seen(seen.session, header.sequence, bits)
+        if -ahead >= window or seen.bits >> -ahead & 1:
+            raise PacketError("replayed", f"packet {header.sequence} of device '{header.device}'")
+        return _Seen(seen.session, seen.newest, seen.bits | 1 << -ahead)
+
+
+def _decoded(header: Header, payload: bytes) -> NDArray[np.float32]:
+    try:
+        return codecs.decode(payload, header.shape, Codec.parse(header.codec))
+    except CodecError as error:
+        raise PacketError("payload", str(error)) from None
 
 
 def _open(data: bytes, limits: Limits) -> tuple[Header, bytes]:
@@ -209,6 +247,7 @@ def _header(packed: bytes) -> Header:
     checks = {
         "time_us": 0 <= fields["time_us"] <= MAX_SEQUENCE,
         "device": fields["device"] != "",
+        "session": 0 <= fields["session"] <= MAX_SEQUENCE,
         "sequence": 0 <= fields["sequence"] <= MAX_SEQUENCE,
         "shape": (0 < len(shape) <= MAX_RANK
                   and all(type(n) is int and 0 < n < 2**31 for n in shape)),

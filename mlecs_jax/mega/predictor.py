@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.mega.packets import Limits, Receiver
+from mlecs_jax.mega.packets import Receiver, Sender
 
 DESCRIPTION, PROGRAM, WEIGHTS = "predictor.msgpack", "program.bin", "weights.npz"
 FORMAT = 1
@@ -56,16 +56,15 @@ class Predictor:
 
     Args:
       folder: written by :func:`mlecs_jax.mega.export.export`.
-      devices: registered devices and the shapes they were told to send, see
-        :meth:`registration.Registry.expected`; None: any device called ``end-…`` is not known,
-        and :meth:`predict` alone can be used.
+      devices: registered devices, best the live :attr:`registration.Registry.senders`; None:
+        nobody is registered, and :meth:`predict` alone can be used.
 
     Raises:
       UserError: files are missing, damaged or of another format.
     """
 
     def __init__(self, folder: Path,
-                 devices: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None):
+                 devices: Mapping[str, Sender] | None = None):
         try:
             found = msgpack.unpackb((folder / DESCRIPTION).read_bytes())
             program = (folder / PROGRAM).read_bytes()
@@ -85,7 +84,7 @@ class Predictor:
         with np.load(io.BytesIO(weights)) as archive:
             self._weights = jax.device_put([archive[str(i)] for i in range(len(archive.files))])
         self._program = jax.jit(jax.export.deserialize(bytearray(program)).call)
-        self.receiver = Receiver(devices or {}, Limits())
+        self.receiver = Receiver({} if devices is None else devices)
 
     def answer(self, reading: Sequence[bytes]) -> Answer | None:
         """The answer to the packets of one reading; None if none of them may be used.

@@ -11,13 +11,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgpack
 
 from mlecs_jax.mega.codecs import PRECISIONS, packed_size
 from mlecs_jax.mega.links import Link
+from mlecs_jax.mega.packets import Sender
 
 MAX_MESSAGE = 4096  # bytes of a profile
 MAX_ID = 64  # characters
@@ -68,6 +70,7 @@ class Reply:
       level: effort of zlib, 1 to 9.
       batch: segments per local training step.
       deadline: seconds from the end of a reading to its arrival at the edge.
+      session: that every packet names until the device registers again.
     """
 
     sample_rate: dict[str, float]
@@ -76,6 +79,7 @@ class Reply:
     level: int
     batch: int
     deadline: float
+    session: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,40 +107,55 @@ class Demand:
 class Registry:
     """An edge's (or the cloud's) list of devices.
 
+    Args:
+      demand: what is wanted of every device.
+      capacity: devices at most; further ones are refused until others are forgotten.
+      draw_session: a number below 2⁶³ that no earlier session has, those of an edge's earlier life
+        included; drawn at random unless given.
+
     Attributes:
-      profiles, replies: by device id.
+      profiles, replies, senders: by device id; ``senders``, what a :class:`packets.Receiver`
+        should take, changes as devices come and go.
       refused: how many registrations were refused.
     """
 
-    def __init__(self, demand: Demand):
+    def __init__(self, demand: Demand, capacity: int = 1024,
+                 draw_session: Callable[[], int] = lambda: secrets.randbits(63)):
         self.demand = demand
+        self.capacity = capacity
+        self._draw_session = draw_session
         self.profiles: dict[str, Profile] = {}
         self.replies: dict[str, Reply] = {}
+        self.senders: dict[str, Sender] = {}
         self.refused: collections.Counter[str] = collections.Counter()
 
     def register(self, message: bytes) -> bytes | None:
         """The packed reply to a packed profile, or None if it is refused; never raises on bytes.
 
-        A device that registers again replaces its profile: its hardware may have changed.
+        A device that registers again, because it was restarted or its hardware has changed,
+        replaces its profile and has a new session, whose packets count from 0.
         """
         try:
             profile = unpack_profile(message)
-            reply = configure(profile, self.demand)
+            if profile.id not in self.profiles and len(self.profiles) >= self.capacity:
+                raise RegistrationError("no room for another device")
+            reply = configure(profile, self.demand, self._draw_session())
         except RegistrationError as error:
             self.refused[str(error)] += 1
             return None
         self.profiles[profile.id] = profile
         self.replies[profile.id] = reply
+        self.senders[profile.id] = Sender(reply.session, {
+            name: (steps, self.demand.widths[name]) for name, steps in reply.lengths.items()})
         return pack(reply)
 
-    def expected(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """``{device: {modality: shape}}`` that a :class:`packets.Receiver` should take."""
-        return {device: {name: (steps, self.demand.widths[name])
-                         for name, steps in reply.lengths.items()}
-                for device, reply in self.replies.items()}
+    def forget(self, device: str) -> None:
+        """Ends a device's registration, if it has one; its packets are refused from now on."""
+        for known in (self.profiles, self.replies, self.senders):
+            known.pop(device, None)
 
 
-def configure(profile: Profile, demand: Demand) -> Reply:
+def configure(profile: Profile, demand: Demand, session: int) -> Reply:
     """The best working point that a device can hold.
 
     Raises:
@@ -158,7 +177,7 @@ def configure(profile: Profile, demand: Demand) -> Reply:
         dtype=_precision(profile.link, demand, lengths),
         level=9 if profile.compute >= 1e9 else 1,  # zlib 9 costs a small core more than it saves
         batch=max(1, min(demand.batch, by_memory, by_compute)),
-        deadline=demand.deadline)
+        deadline=demand.deadline, session=session)
 
 
 def pack(message: Profile | Reply) -> bytes:
@@ -196,7 +215,8 @@ def unpack_reply(message: bytes) -> Reply:
             and all(type(steps) is int and steps > 0 for steps in fields["lengths"].values())):
         raise RegistrationError("a value of another type")
     reply = Reply(**fields)
-    if reply.dtype not in PRECISIONS or not 1 <= reply.level <= 9 or reply.batch < 1:
+    if (reply.dtype not in PRECISIONS or not 1 <= reply.level <= 9 or reply.batch < 1
+            or reply.session < 0):
         raise RegistrationError("a value out of range")
     return reply
 

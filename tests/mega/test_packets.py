@@ -13,10 +13,11 @@ from hypothesis.extra import numpy as hnp
 
 from mlecs_jax.mega import codecs, packets
 from mlecs_jax.mega.codecs import LADDER, Codec, CodecError
-from mlecs_jax.mega.packets import Header, Limits, PacketError, Receiver
+from mlecs_jax.mega.packets import Header, Limits, PacketError, Receiver, Sender
 
 SHAPES = {"text": (12, 30), "audio": (20, 5), "vision": (9, 20)}
-EXPECTED = {"end-0": SHAPES, "end-1": SHAPES}
+SESSION = 2**62 + 5
+EXPECTED = {"end-0": Sender(SESSION, SHAPES), "end-1": Sender(SESSION, SHAPES)}
 
 arrays = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=7),
                     elements=st.floats(-(2.0**126), 2.0**126, width=32))
@@ -84,8 +85,9 @@ def make(rng, device="end-0", sequence=0, codec=None, **changes) -> bytes:
     modality = changes.pop("modality", "text")
     values = rng.standard_normal(SHAPES[modality]).astype(np.float32)
     codec = codec or LADDER[int(rng.integers(len(LADDER)))]
-    header = Header(1_700_000_000_000_000 + sequence, device, sequence, modality, values.shape,
-                    0.75, codec.name)
+    header = Header(
+        1_700_000_000_000_000 + sequence % 1000, device, changes.pop("session", SESSION), sequence,
+        modality, values.shape, 0.75, codec.name)
     return packets.encode(header, codecs.encode(values, codec))
 
 
@@ -93,7 +95,7 @@ def test_a_packet_arrives_as_it_was_sent():
     rng = np.random.default_rng(1)
     receiver = Receiver(EXPECTED)
     sent = rng.standard_normal(SHAPES["audio"]).astype(np.float32)
-    header = Header(12, "end-1", 3, "audio", sent.shape, 0.5, "float16+zlib")
+    header = Header(12, "end-1", SESSION, 3, "audio", sent.shape, 0.5, "float16+zlib")
     packet = receiver.receive(packets.encode(header, codecs.encode(
         sent, Codec("float16", True))))
     assert packet is not None and packet.header == header
@@ -105,7 +107,7 @@ def test_a_packet_arrives_as_it_was_sent():
 
 def test_replays_are_refused_and_late_packets_taken_once():
     rng = np.random.default_rng(2)
-    receiver = Receiver(EXPECTED, window=8)
+    receiver = Receiver(EXPECTED, Limits(window=8))
     sent = {i: make(rng, sequence=i) for i in range(40)}
     order = [0, 2, 1, 2, 1, 5, 3, 30, 24, 23, 22, 30, 4, 31]
     taken = [i for i in order if receiver.receive(sent[i])]
@@ -116,12 +118,65 @@ def test_replays_are_refused_and_late_packets_taken_once():
 
 def test_strangers_and_unexpected_shapes_are_refused():
     rng = np.random.default_rng(3)
-    receiver = Receiver({"end-0": {"audio": SHAPES["audio"]}})
+    receiver = Receiver({"end-0": Sender(SESSION, {"audio": SHAPES["audio"]})})
     assert receiver.receive(make(rng, device="end-9", modality="audio")) is None
     assert receiver.receive(make(rng, modality="text")) is None
     assert receiver.refused == {"unregistered": 1, "unexpected": 1}
     # A refused packet does not use up its number.
     assert receiver.receive(make(rng, modality="audio"))
+
+
+def test_a_restarted_device_begins_at_zero_again_and_its_past_is_refused():
+    rng = np.random.default_rng(6)
+    expected = {"end-0": Sender(1, SHAPES)}
+    receiver = Receiver(expected)
+    old = [make(rng, sequence=i, session=1) for i in range(100)]
+    assert all(receiver.receive(data) for data in old[:99])
+    assert receiver.receive(make(rng, sequence=0, session=2)) is None  # before it registers
+    expected["end-0"] = Sender(2, SHAPES)
+    assert receiver.receive(make(rng, sequence=0, session=2))
+    assert receiver.receive(old[99]) is None and receiver.receive(old[0]) is None
+    assert receiver.receive(make(rng, sequence=1, session=2))
+    assert receiver.refused == {"session": 3}
+    expected["end-7"] = Sender(3, SHAPES)  # a live mapping: who registers later is let in
+    assert receiver.receive(make(rng, device="end-7", session=3))
+    del expected["end-0"]
+    assert receiver.receive(make(rng, sequence=2, session=2)) is None
+    assert receiver.refused["unregistered"] == 1
+
+
+def test_a_forged_number_cannot_lock_a_device_out():
+    rng = np.random.default_rng(7)
+    receiver = Receiver(EXPECTED, Limits(jump=100))
+    for sequence in (2**63 - 1, 2**40, 100):  # the first may be 99: 100 are lost at most
+        assert receiver.receive(make(rng, sequence=sequence)) is None
+    assert receiver.receive(make(rng, sequence=0)) and receiver.receive(make(rng, sequence=100))
+    assert receiver.refused == {"ahead": 3}
+
+
+def test_strangers_payloads_are_not_inflated(monkeypatch):
+    rng = np.random.default_rng(8)
+    receiver = Receiver({"end-0": EXPECTED["end-0"]})
+    again = make(rng)
+    assert receiver.receive(again)
+
+    def inflate(*arguments):
+        raise AssertionError("decoded before it was known who sends")
+
+    monkeypatch.setattr(packets.codecs, "decode", inflate)
+    wrong = Header(1, "end-0", SESSION, 1, "text", (3, 3), 1.0, "float32")
+    for data in (make(rng, device="end-9"), make(rng, session=9), make(rng, sequence=2**50), again,
+                 packets.encode(wrong, bytes(36))):
+        assert receiver.receive(data) is None
+    assert sum(receiver.refused.values()) == 5
+
+
+def test_a_damaged_payload_does_not_use_up_its_number():
+    rng = np.random.default_rng(9)
+    receiver = Receiver(EXPECTED)
+    good = make(rng, codec=Codec("float32", True))
+    assert receiver.receive(resealed(good[:-8] + bytes(8))) is None
+    assert receiver.refused == {"payload": 1} and receiver.receive(good)
 
 
 def test_oversized_packets_are_refused_unread():
@@ -134,16 +189,22 @@ def test_oversized_packets_are_refused_unread():
     assert packets.decode(data, Limits(len(data), 12 * 30))
 
 
+def resealed(data: bytes) -> bytes:
+    """The same packet under the CRC of what it holds now."""
+    return data[:-4] + struct.pack(">I", zlib.crc32(data[:-4]))
+
+
 def sealed(fields: dict, payload: bytes, **prefix) -> bytes:
     """A packet of any header under a valid CRC, as a faulty or hostile sender would make it."""
     packed = fields if isinstance(fields, bytes) else msgpack.packb(fields)
-    body = struct.pack(">4sBH", prefix.get("magic", b"MCE2"), prefix.get("version", 1),
+    body = struct.pack(">4sBH", prefix.get("magic", b"MCE2"), prefix.get("version", 2),
                        prefix.get("length", len(packed))) + packed + payload
     return body + struct.pack(">I", zlib.crc32(body))
 
 
-GOOD = {"time_us": 5, "device": "end-0", "sequence": 0, "modality": "audio", "shape": [20, 5],
-        "dtype": "float32", "quality": 1.0, "codec": "float32"}
+GOOD = {"time_us": 5, "device": "end-0", "session": SESSION, "sequence": 0,
+        "modality": "audio", "shape": [20, 5], "dtype": "float32", "quality": 1.0,
+        "codec": "float32"}
 PAYLOAD = np.ones((20, 5), "<f4").tobytes()
 
 
@@ -153,7 +214,8 @@ def test_the_hand_made_packet_is_a_packet():
 
 @pytest.mark.parametrize("change", [
     {"time_us": -1}, {"time_us": "5"}, {"time_us": True}, {"device": ""}, {"device": 7},
-    {"device": b"end-0"}, {"sequence": -1}, {"sequence": 2**63}, {"sequence": 1.0},
+    {"device": b"end-0"}, {"session": -1}, {"session": 4}, {"sequence": -1}, {"sequence": 2**63},
+    {"sequence": 1.0},
     {"shape": [20, 6]}, {"shape": [-20, -5]}, {"shape": [0, 5]}, {"shape": [2**31, 2**31]},
     {"shape": [100]}, {"shape": []}, {"shape": [20.0, 5]}, {"shape": 100},
     {"shape": [1, 1, 1, 20, 5]},
@@ -172,7 +234,7 @@ def test_wrong_headers_are_refused_under_a_good_crc(change):
     sealed(b"\x91" * 1000, b""), sealed(msgpack.packb([1, 2]), PAYLOAD),
     sealed(msgpack.packb({"a": msgpack.ExtType(1, b"")}), b""), sealed({}, PAYLOAD),
     sealed(GOOD, PAYLOAD, length=60_000), sealed(GOOD, PAYLOAD, length=3),
-    sealed(GOOD, PAYLOAD, magic=b"MCE3"), sealed(GOOD, PAYLOAD, version=2),
+    sealed(GOOD, PAYLOAD, magic=b"MCE3"), sealed(GOOD, PAYLOAD, version=1),
     sealed(GOOD, PAYLOAD[:-1]), sealed(GOOD, PAYLOAD + b"\0"), sealed(GOOD, b""),
     sealed(GOOD, np.full((20, 5), np.nan, "<f4").tobytes()),
     sealed(GOOD | {"codec": "int8"}, np.full(5, -1, "<f4").tobytes() + bytes(100)),
@@ -190,8 +252,8 @@ def test_hostile_packets_are_refused(data):
 
 
 def mutate(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """One of eight kinds of damage."""
-    raw, kind = bytearray(data), int(rng.integers(8))
+    """One of nine kinds of damage."""
+    raw, kind = bytearray(data), int(rng.integers(9))
     at = int(rng.integers(len(raw)))
     if kind == 0:  # bits flip
         for bit in rng.integers(8 * len(raw), size=int(rng.integers(1, 9))):
@@ -209,17 +271,27 @@ def mutate(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
         raw[at:at + len(noise)] = noise[:len(raw) - at]
     elif kind == 6:  # spliced with another packet
         raw = raw[:at] + bytearray(other[int(rng.integers(len(other))):])
-    else:  # in the header alone, under a CRC made anew
-        raw[int(rng.integers(130))] ^= 1 << int(rng.integers(8))
-        raw[-4:] = struct.pack(">I", zlib.crc32(bytes(raw[:-4])))
+    elif kind == 7:  # in the header alone, under a CRC made anew
+        raw[int(rng.integers(header_end(data)))] ^= 1 << int(rng.integers(8))
+        return resealed(bytes(raw))
+    else:  # in the payload alone, under a CRC made anew
+        raw[int(rng.integers(header_end(data), len(raw) - 4))] ^= 1 << int(rng.integers(8))
+        return resealed(bytes(raw))
     return bytes(raw)
+
+
+def header_end(data: bytes) -> int:
+    return 7 + struct.unpack(">H", data[5:7])[0]
 
 
 def test_ten_thousand_mutated_packets():
     """None crashes, and none is taken unless it says, well formed, what a device might have said.
 
     Damage under the old CRC must be refused outright. Under a CRC made anew, what is taken must
-    be a packet in every respect: it encodes to the very same bytes.
+    be a packet in every respect: it encodes to the very same bytes. Of those, a changed value in
+    an array that is not deflated is a reading like any other, a deflated one has a checksum of
+    its own; of headers what is taken has another time, quality, number, device or, of the same
+    shape, codec.
     """
     rng = np.random.default_rng(5)
     names = list(SHAPES)
@@ -229,7 +301,8 @@ def test_ten_thousand_mutated_packets():
     reasons: collections.Counter[str] = collections.Counter()
     tried = 0
     while tried < 10_000:
-        data = mutate(rng, sent[tried % 60], sent[int(rng.integers(60))])
+        tried_from = tried % 60
+        data = mutate(rng, sent[tried_from], sent[int(rng.integers(60))])
         if data in originals:
             continue
         tried += 1
@@ -239,10 +312,14 @@ def test_ten_thousand_mutated_packets():
         if packet is None:
             continue
         assert zlib.crc32(data[:-4]) == struct.unpack(">I", data[-4:])[0]
-        header_length = struct.unpack(">H", data[5:7])[0]
-        assert packets.encode(packet.header, data[7 + header_length:-4]) == data
-        assert packet.values.shape == EXPECTED[packet.header.device][packet.header.modality]
+        assert packets.encode(packet.header, data[header_end(data):-4]) == data
+        assert packet.values.shape == EXPECTED[packet.header.device].shapes[
+            packet.header.modality]
         assert np.isfinite(packet.values).all() and 0 <= packet.header.quality <= 1
+        if packet.header.codec.endswith("+zlib"):
+            original = sent[tried_from]
+            assert data[header_end(data):-4] == original[header_end(original):-4]
         reasons["valid"] += 1
     assert sum(reasons.values()) == 10_000
-    assert reasons["corrupted"] > 7_000 and reasons["header"] > 300 and reasons["truncated"] > 0
+    assert 200 < reasons["valid"] < 1_500 and reasons["payload"] > 300
+    assert reasons["corrupted"] > 6_000 and reasons["header"] > 300 and reasons["truncated"] > 0

@@ -13,22 +13,23 @@ from mlecs_jax.data import sentiment
 from mlecs_jax.errors import UserError
 from mlecs_jax.mega import codecs, export, packets
 from mlecs_jax.mega.codecs import Codec
-from mlecs_jax.mega.packets import Header
+from mlecs_jax.mega.packets import Header, Sender
 from mlecs_jax.mega.predictor import PROGRAM, Predictor
 from mlecs_jax.models import adapters, crossmodal
 
 SHAPE = crossmodal.CrossModalConfig(width=8, layers=1, heads=2, ffn_ratio=1, targets=("text",))
 ROWS = np.arange(60)
-EXPECTED = {"end-0": {name: tuple(shape) for name, shape in DATA.shapes.items()}}
+EXPECTED = {"end-0": Sender(5, {name: tuple(shape) for name, shape in DATA.shapes.items()})}
 
 SERVE = """
 import json, sys
 from pathlib import Path
+from mlecs_jax.mega.packets import Sender
 from mlecs_jax.mega.predictor import Predictor
 folder, expected = Path(sys.argv[1]), json.loads(sys.argv[2])
 predictor = Predictor(folder / "predictor", {
-    device: {name: tuple(shape) for name, shape in shapes.items()}
-    for device, shapes in expected.items()})
+    device: Sender(session, {name: tuple(shape) for name, shape in shapes.items()})
+    for device, (session, shapes) in expected.items()})
 reading = [path.read_bytes() for path in sorted(folder.glob("*.packet"))]
 answer = predictor.answer(reading)
 trained = [name for name in sys.modules if name.split(".")[0] in ("flax", "optax", "orbax")
@@ -53,7 +54,7 @@ def exported(tmp_path_factory):
         params, own, scaled)
     for i, name in enumerate(sentiment.MODALITIES):
         values = getattr(DATA, name)[2]
-        header = Header(77, "end-0", i, name, values.shape, 1.0, "float32+zlib")
+        header = Header(77, "end-0", 5, i, name, values.shape, 1.0, "float32+zlib")
         (folder / f"{i}.packet").write_bytes(packets.encode(
             header, codecs.encode(values, Codec("float32", True))))
     return folder, np.clip(answers, -3, 3)
@@ -77,7 +78,8 @@ def test_it_says_what_the_model_says(exported):
 def test_a_fresh_process_without_training_code_answers(exported):
     folder, answers = exported
     done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(folder), json.dumps(EXPECTED)],
+        [sys.executable, "-c", SERVE, str(folder), json.dumps(
+            {device: (known.session, known.shapes) for device, known in EXPECTED.items()})],
         capture_output=True, text=True, check=True)
     sentiment_, missing, accepted, trained = json.loads(done.stdout.splitlines()[-1])
     assert sentiment_ == pytest.approx(float(answers[2]), abs=2e-5)

@@ -10,7 +10,7 @@ import pytest
 from mlecs_jax.mega import registration
 from mlecs_jax.mega.end_device import EndDevice, clean
 from mlecs_jax.mega.links import Link
-from mlecs_jax.mega.packets import Receiver
+from mlecs_jax.mega.packets import Receiver, Sender
 from mlecs_jax.mega.registration import Demand, Profile, RegistrationError, Registry
 
 DEMAND = Demand(lengths={"text": 50, "audio": 375, "vision": 500},
@@ -21,7 +21,7 @@ PROFILE = Profile(id="end-0.0", hardware="4 cores", compute=1e10, memory=2**30,
 
 
 def reply_to(**changes):
-    return registration.configure(dataclasses.replace(PROFILE, **changes), DEMAND)
+    return registration.configure(dataclasses.replace(PROFILE, **changes), DEMAND, session=7)
 
 
 def test_an_able_device_is_asked_for_everything():
@@ -64,15 +64,48 @@ def test_a_device_without_a_camera_sends_what_it_has():
 
 
 def test_the_exchange_on_the_wire():
-    registry = Registry(DEMAND)
+    sessions = iter((7, 8))
+    registry = Registry(DEMAND, draw_session=lambda: next(sessions))
     answer = registry.register(registration.pack(PROFILE))
     assert answer is not None
     assert registration.unpack_reply(answer) == reply_to() == registry.replies["end-0.0"]
-    assert registry.expected() == {
-        "end-0.0": {"text": (50, 300), "audio": (375, 5), "vision": (500, 20)}}
+    assert registry.senders == {"end-0.0": Sender(
+        7, {"text": (50, 300), "audio": (375, 5), "vision": (500, 20)})}
     again = dataclasses.replace(PROFILE, memory=4 * 4 * 26_875)
     registry.register(registration.pack(again))  # a device may come back changed
     assert len(registry.profiles) == 1 and registry.replies["end-0.0"].batch == 1
+    assert registry.senders["end-0.0"].session == 8
+    first, second = (Registry(DEMAND) for _ in range(2))
+    for other in (first, second):
+        other.register(registration.pack(PROFILE))
+    assert first.senders != second.senders  # sessions of an edge's next life are others
+
+
+def test_a_registry_has_room_for_so_many():
+    registry = Registry(DEMAND, capacity=2)
+    messages = [registration.pack(dataclasses.replace(PROFILE, id=f"end-{i}")) for i in range(3)]
+    answers = [registry.register(message) for message in messages]
+    assert [answer is None for answer in answers] == [False, False, True]
+    assert registry.refused == {"no room for another device": 1}
+    assert registry.register(messages[0])  # who is known may come again
+    registry.forget("end-1")
+    registry.forget("end-1")
+    assert registry.register(messages[2]) and set(registry.senders) == {"end-0", "end-2"}
+    assert set(registry.profiles) == set(registry.replies) == set(registry.senders)
+
+
+def test_a_restarted_device_is_not_locked_out():
+    """From the device's memory to the edge: a new process counts from 0 in a new session."""
+    registry = Registry(DEMAND)
+    receiver = Receiver(registry.senders)
+    reading = {"audio": np.ones((3, 5))}
+    for _ in range(3):
+        answer = registry.register(registration.pack(PROFILE))
+        assert answer is not None
+        device = EndDevice(PROFILE.id, registration.unpack_reply(answer), PROFILE.link)
+        for _ in range(70):
+            assert all(receiver.receive(data) for data in device.serialise(reading))
+    assert receiver.accepted == 210 and not receiver.refused
 
 
 @pytest.mark.parametrize("change", [
@@ -130,7 +163,7 @@ def test_a_device_sends_packets_that_its_edge_takes_before_the_deadline():
     answer = registry.register(registration.pack(profile))
     assert answer is not None
     device = EndDevice(profile.id, registration.unpack_reply(answer), link, clock=lambda: 12.5)
-    receiver = Receiver(registry.expected())
+    receiver = Receiver(registry.senders)
     sent = device.serialise(readings) + device.serialise(readings)
     packets = [receiver.receive(data) for data in sent]
     assert receiver.accepted == 6 and not receiver.refused
