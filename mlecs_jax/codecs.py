@@ -3,7 +3,8 @@
 A device and the server both know the tree that was broadcast last, so what travels is the
 *difference* to it, in bfloat16, as 8-bit integers with one scale a tensor, or as its largest
 entries. What an encoding leaves out stays on the device and is added to its next message (error
-feedback; Seide et al. 2014, Karimireddy et al. 2019), so that nothing is lost for good.
+feedback; Seide et al. 2014, Karimireddy et al. 2019), so that nothing is lost for good. A deployed
+device whose message did not count keeps back again what it held of earlier ones.
 """
 
 from __future__ import annotations
