@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -32,17 +33,18 @@ Prefix = Float[Array, "B P D"] | None
 Prompt = Int[Array, "B T"] | Int[np.ndarray, "B T"]
 PromptMask = Bool[Array, "B T"] | Bool[np.ndarray, "B T"]
 Ends = int | np.integer | Sequence[int] | None
-P, R = ParamSpec("P"), TypeVar("R")
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
-def _program(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def _program(*static: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
     """Compiles an algorithm, once per shape of its arguments, and checks what it is called with."""
-    def decorate(fn: Callable[P, R]) -> Callable[P, R]:
+    def decorate(fn: Callable[Given, Result]) -> Callable[Given, Result]:
         compiled = jax.jit(fn, static_argnames=(*STATIC, *static))
         signature = inspect.signature(fn)
 
         @functools.wraps(compiled)
-        def call(*args: P.args, **options: P.kwargs) -> R:
+        def call(*args: Given.args, **options: Given.kwargs) -> Result:
             bound = signature.bind(*args, **options)
             _check(bound.arguments)
             return compiled(*bound.args, **bound.kwargs)
@@ -236,7 +238,7 @@ def _check(given: dict[str, Any]) -> None:
     if given.get("beams", 1) < 1:
         raise UserError(f"beams is {given['beams']}; give 1 or more")
     temperature = given.get("temperature", 1.0)
-    if not isinstance(temperature, jax.core.Tracer) and not temperature >= 0:
+    if not isinstance(temperature, Tracer) and not temperature >= 0:
         raise UserError(f"temperature is {temperature}; give 0 (greedy) or a positive number")
     given["eos_id"] = _ends(given["eos_id"])
     if decoder.config.family != "gpt2":
@@ -245,9 +247,9 @@ def _check(given: dict[str, Any]) -> None:
     room = decoder.config.max_positions - soft - new + 1
     ids, mask = given["prompt_ids"], given["prompt_mask"]
     length = ids.shape[1]
-    if length > room and not isinstance(mask, jax.core.Tracer):
-        used = np.asarray(mask).any(axis=0)
-        length = len(used) - int(np.argmax(used)) if used.any() else 0
+    if length > room and not isinstance(mask, Tracer):
+        used = np.flatnonzero(np.asarray(mask).any(axis=0))
+        length -= int(used[0]) if len(used) else length
     if length > room:
         raise UserError(f"a prompt of {soft + length} positions and an answer of {new} do not fit "
                         f"the backbone's {decoder.config.max_positions}; shorten them")
