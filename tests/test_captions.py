@@ -1,5 +1,6 @@
 """The captioning run: what is generated when, how it is scored, and what the paper's would send."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,13 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlecs_jax import assemble, backbones, captions, experiment, lora, methods, scoring
+from mlecs_jax import (
+    assemble,
+    backbones,
+    captions,
+    experiment,
+    lora,
+    methods,
+    scoring,
+    seen_text,
+)
 from mlecs_jax import config as configs
 from mlecs_jax.configs import vast
 from mlecs_jax.data import captions_simulated, featurise, text, vocabulary
 from mlecs_jax.errors import UserError
 from mlecs_jax.federation import gather
 from mlecs_jax.metrics.rouge import NAMES, rouge
+from mlecs_jax.repro import absence, masking
 
 SHRUNK = {
     "data.source": "simulated", "captions.simulated_clips": 60, "captions.vocabulary": 300,
@@ -47,10 +58,10 @@ def test_the_summary_contract(finished):
     workdir, summary = finished
     client, server = summary["client"], summary["server"]
     assert summary["primary_metric"] == "rougeLsum" and summary["data_source"] == "simulated"
-    assert {"avg_rougeLsum", "best_rougeLsum", "worst_rougeLsum", "avg_rouge1"} <= set(client)
-    own = [device["rougeLsum"] for device in client["per_client"]]
-    assert client["avg_rougeLsum"] == pytest.approx(np.mean(own))
-    assert client["worst_rougeLsum"] == min(own)
+    for name in NAMES:
+        own = [device[name] for device in client["per_client"]]
+        assert client[f"avg_{name}"] == pytest.approx(np.mean(own))
+        assert (client[f"best_{name}"], client[f"worst_{name}"]) == (max(own), min(own))
     assert set(server) == set(NAMES) and "f1" not in json.dumps(summary)
     assert summary["best_val"]["round"] == 1  # the only one with test captions
     assert json.loads((workdir / "summary.json").read_text()) == summary
@@ -140,6 +151,23 @@ def test_which_rows_are_validated_is_drawn():
     assert len(drawn) == 4
 
 
+def test_a_backbone_that_has_read_held_out_captions_is_told(trained, tmp_path):
+    setting, _, _ = trained
+    samples, split = setting.federation.samples, setting.federation.partition
+    named = dataclasses.replace(setting, config=dataclasses.replace(
+        setting.config, model=dataclasses.replace(setting.config.model, slm=f"hf:{tmp_path}")))
+    assert seen_text.warnings(named) == []  # nobody knows what it has read
+    public = [samples.texts[row] for row in split.public.train]
+    seen_text.write(tmp_path, [*public, "no caption of this run"])
+    assert seen_text.warnings(named) == [] == seen_text.warnings(setting)
+    secret = samples.texts[split.devices[0].test[0]]
+    seen_text.write(tmp_path, [*public, secret.upper() + " !"])
+    (line,) = seen_text.warnings(named)
+    count = len({*split.public.val, *split.public.test, *split.devices[0].val,
+                 *split.devices[0].test})
+    assert f"trained on 1 of the {count} captions" in line and str(tmp_path) in line
+
+
 def test_what_cannot_be_captioned_yet_is_absent(trained):
     setting, method, state = trained
     later = setting.config.captions.__class__(
@@ -179,6 +207,29 @@ def test_tokenizer_and_backbone_read_public_training_text_alone():
     secret = {samples.texts[row] for share in setting.federation.partition.devices
               for row in (*share.train, *share.val, *share.test)}
     assert not secret & {*documents.captions, *documents.context}
+
+
+@pytest.mark.slow
+def test_modalities_are_taken_from_trained_nodes(finished):
+    """The same clips by the same nodes: what changes is on rows that had the modality."""
+    workdir, _ = finished
+    config = options()
+    samples = captions_simulated.load(seed=0, num_clips=60, featurise=featurise.featuriser(
+        featurise.HASHED, 16))
+    found = masking.costs(config, samples, workdir)
+    setting = assemble.from_samples(config, samples)
+    owned = setting.federation.owned_at(1)
+    rows = len(setting.federation.held_out_rows(0, "test"))
+    assert list(found) == ["vision", "audio", "subtitle"]
+    for column, nodes in enumerate(found.values()):
+        having = {f"device_{j}" for j in range(2) if owned[j, column]} | {"server"}
+        assert set(nodes) == having
+        assert all(-1 <= node["change"] <= 1 and node["rows"] == rows for node in nodes.values())
+    state = absence.final_state(setting, workdir)
+    whole = masking.row_scores(setting, state)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert whole[None].mean() == pytest.approx(summary["server"]["rougeLsum"])
+    assert whole[1].mean() == pytest.approx(summary["client"]["per_client"][1]["rougeLsum"])
 
 
 @pytest.mark.slow

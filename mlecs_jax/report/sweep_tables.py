@@ -27,7 +27,8 @@ def findings_section(sweep: SweepFiles) -> Markup | None:
 
 def tables_section(sweep: SweepFiles) -> Markup | None:
     """All tables; differences drawn with their intervals beside them."""
-    tables = sweep.content.get("tables") or []
+    tables = [table for table in sweep.content.get("tables") or []
+              if table.get("kind") != "texts"]  # captions to read have a section
     if not tables:
         return None
     anchors = _Anchors(sweep)

@@ -36,7 +36,7 @@ def scores_without(config: Config, samples: Samples, folder: Path) -> dict[str, 
       UserError: the folder has no checkpoint of the last round.
     """
     setting = assemble.from_samples(config, samples)
-    state = _final_state(setting, folder)
+    state = final_state(setting, folder)
     found = {f"removed_{count}": test_scores(without(setting, count), state) for count in REMOVED}
     return {name: {node: scores for node, scores in one.items() if node != "devices"}
             for name, one in found.items()}
@@ -58,7 +58,12 @@ def test_scores(setting: Setting, state: Any) -> dict[str, Any]:
     return scores
 
 
-def _final_state(setting: Setting, folder: Path) -> Any:
+def final_state(setting: Setting, folder: Path) -> Any:
+    """State after the last round of the run in a folder.
+
+    Raises:
+      UserError: the folder has no checkpoint of it.
+    """
     config = setting.config
     like = methods.build(setting).init(jax.random.fold_in(jax.random.key(config.seed), 0))
     with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:

@@ -7,15 +7,15 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.text import Text
 
-from mlecs_jax.repro.tables import Cell, Findings
+from mlecs_jax.repro.tables import TEXTS, Cell, Findings
 
 _TONES = {"up": "green", "down": "red", "quiet": "dim"}
 _MARKS = {"up": " ▲", "down": " ▼"}
 
 
 def print_findings(findings: Findings, console: Console) -> None:
-    """All tables and sentences on the terminal."""
-    for table in findings.tables:
+    """All tables and sentences on the terminal, without those that hold texts."""
+    for table in (table for table in findings.tables if table.kind != TEXTS):
         shown = rich_table.Table(title=table.title, title_justify="left", caption=table.note,
                                  caption_justify="left")
         for i, column in enumerate(table.columns):

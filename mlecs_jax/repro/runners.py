@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_jax import config as configs
-from mlecs_jax import experiment, runlog
+from mlecs_jax import experiment, model_files, runlog
 from mlecs_jax.config import CaptionsConfig, DataConfig
 from mlecs_jax.data import sources
 from mlecs_jax.data.samples import Samples
-from mlecs_jax.repro import absence
+from mlecs_jax.repro import absence, masking
 from mlecs_jax.repro.code_version import code_version
 from mlecs_jax.repro.job import Provenance, Values
 
-EXTRAS = {"absence": absence.scores_without}
+EXTRAS = {"absence": absence.scores_without, "masking": masking.costs}
 DATASETS_KEPT = 2  # in a worker's memory
 
 
@@ -44,8 +44,8 @@ def provenance(values: Values) -> Provenance:
       UserError: bad options, or no such data.
     """
     config = configs.parse(values)
-    return Provenance(_identity(_independent_of_split(config.data), config.captions),
-                      code_version(config.method.name))
+    data = _identity(_independent_of_split(config.data), config.captions)
+    return Provenance(model_files.with_identity(data, config), code_version(config.method.name))
 
 
 def run(
@@ -61,7 +61,7 @@ def run(
     total = config.train.rounds
     samples = _samples(_independent_of_split(config.data), config.captions)
     experiment.run(
-        config, folder, samples=samples,
+        config, folder, samples=samples, briefly=True,
         on_start=lambda setting, complete: on_round(complete, total),
         on_round=lambda record: on_round(record["round"] + 1, total))
     for extra in extras:

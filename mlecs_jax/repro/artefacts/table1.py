@@ -1,7 +1,9 @@
-"""Table 1: every method at ρ = .5, .7 and .8, with three devices."""
+"""Table 1: every method at ρ = .5, .7 and .8, with three devices; of captions also every score,
+captions to read, and what each modality is worth to trained nodes."""
 
 from __future__ import annotations
 
+from mlecs_jax.repro import caption_tables
 from mlecs_jax.repro.comparison import compare_all
 from mlecs_jax.repro.job import Job
 from mlecs_jax.repro.methods import chosen
@@ -16,7 +18,8 @@ TITLE = "Table 1: every method, three devices"
 def jobs(options: Options) -> list[Job]:
     """Seed by seed, so that a sweep that is cut short compares all methods on fewer seeds."""
     only(options, "datasets", "methods", "splits", "rhos")
-    return [options.job(dataset, method, seed, {"data.split": split, "partition.rho": rho})
+    return [options.job(dataset, method, seed, {"data.split": split, "partition.rho": rho},
+                        extras=extras_of(dataset, method))
             for seed in range(options.seeds)
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
@@ -29,6 +32,11 @@ def splits_of(dataset: str) -> tuple[str, ...]:
     return ("sequence",) if dataset == "vast" else ("frame", "sequence")
 
 
+def extras_of(dataset: str, method: str) -> tuple[str, ...]:
+    """Captions of the nodes of some methods are measured with each modality taken away."""
+    return ("masking",) if dataset == "vast" and method in caption_tables.MASKED else ()
+
+
 def findings(options: Options, results: Results) -> Findings:
     """Scores, then what ML-ECS and ML-ECS+ gain over every other method."""
-    return compare_all(results, "rho")
+    return caption_tables.added(compare_all(results, "rho"), results)
