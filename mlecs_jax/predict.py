@@ -56,7 +56,7 @@ def _main(argv: list[str]) -> None:
     elif arguments.command == "rows":
         _write_rows(node, Path(arguments.out).expanduser(), arguments.count)
     else:
-        _export(node, Path(arguments.out).expanduser())
+        _export(node, Path(arguments.out).expanduser(), arguments.packets)
 
 
 def served(run: Path, device: int | None) -> Served:
@@ -99,6 +99,9 @@ def _own_arguments(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="one JSON object a case")
     else:
         parser.add_argument("--out", required=True, metavar="FILE", help="what is written")
+    if name == "export":
+        parser.add_argument("--packets", action="store_true", help="of Mega-CE²: a folder whose "
+                            "predictor answers end devices' packets (docs/mega_ce2.md)")
     if name == "rows":
         parser.add_argument("--count", type=int, default=KEPT_ROWS, metavar="N",
                             help=f"how many test rows, evenly spaced; 0: all ({KEPT_ROWS})")
@@ -135,7 +138,14 @@ def _write_rows(node: Served, path: Path, count: int) -> None:
           f"{', '.join(node.description.owned)}")
 
 
-def _export(node: Served, path: Path) -> None:
+def _export(node: Served, path: Path, packets: bool) -> None:
+    if packets:
+        from mlecs_jax.mega import export as of_packets
+
+        of_packets.export_node(path, node)
+        print(f"{path}: {node.description.node} answers packets of "
+              f"{', '.join(node.description.owned)}")
+        return
     from mlecs_jax import export
 
     size = export.write(node, path)
