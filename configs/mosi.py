@@ -60,7 +60,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.clock = ConfigDict()
     config.clock.step_seconds = 0.2  # simulated, of one step of one end at speed 1
     config.clock.speeds = "1,1,0.25"  # of the edges; repeated where there are more
-    config.clock.links = "realistic"  # of the edges: realistic, paper; repeated as speeds are
+    config.clock.links = "realistic"  # of the edges: realistic, slow, paper; repeated as speeds are
     config.clock.jitter = 0.1  # standard deviation of the logarithm of training times
     config.clock.seed = 0
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.export
@@ -15,9 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mlecs_jax.data.sentiment import MODALITIES, SentimentBatch
+from mlecs_jax.errors import UserError
 from mlecs_jax.mega.predictor import DESCRIPTION, FORMAT, PROGRAM, WEIGHTS, sha256
 from mlecs_jax.models.adapters import Adapters
 from mlecs_jax.models.sentiment import Params, SentimentModel
+from mlecs_jax.serving.description import SENTIMENT
+
+if TYPE_CHECKING:
+    from mlecs_jax.served import Served
 
 Moments = Mapping[str, tuple[np.ndarray, np.ndarray]]
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -41,16 +46,55 @@ def export(
     state = {"model": params, "adapters": adapters,
              "moments": {name: tuple(np.asarray(x, np.float32) for x in pair)
                          for name, pair in (moments or {}).items()}}
-    leaves, structure = jax.tree.flatten(state)
-    leaves = [np.asarray(leaf) for leaf in leaves]
 
-    def predict(leaves: list[Array], inputs: list[Array]) -> Float[Array, " 1"]:
-        state = jax.tree.unflatten(structure, leaves)
+    def respond(state: Any, inputs: list[Array]) -> Float[Array, " 1"]:
         read = [standardised(x, state["moments"].get(name))
                 for name, x in zip(MODALITIES, inputs, strict=True)]
         batch = SentimentBatch(*read, labels=jnp.zeros(1))
         options = {} if state["adapters"] is None else {"adapters": state["adapters"]}
         return jnp.clip(apply(state["model"], batch, **options), -3.0, 3.0)
+
+    _write(folder, model.name, state, respond, shapes)
+
+
+def export_node(folder: Path, node: Served) -> None:
+    """Writes a predictor of packets from a node of a finished run, personal adapter and
+    standardisation included.
+
+    Raises:
+      UserError: a node of the other system, or a folder that cannot be written.
+    """
+    known = node.description
+    if known.task != SENTIMENT:
+        raise UserError(f"packets carry readings for Mega-CE², and this is a node of "
+                        f"{known.method}; leave --packets out")
+    shapes = {name: (int(modality.shape[0]), int(modality.shape[1]))
+              for name, modality in known.modalities.items()}
+
+    def respond(state: Any, inputs: list[Array]) -> Float[Array, " 1"]:
+        return node.respond(state, inputs, jnp.ones((1, len(shapes)), bool))  # silence is zeros
+
+    try:
+        _write(folder, f"{known.method}, {known.node}", node.weights, respond, shapes)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from None
+
+
+def _write(
+    folder: Path, name: str, state: Any, respond: Callable[[Any, list[Array]], Array],
+    shapes: Mapping[str, tuple[int, int]],
+) -> None:
+    """The folder's three files.
+
+    Args:
+      name: for people.
+      state: a tree of arrays, which ``respond`` takes, and the inputs in the order of ``shapes``.
+    """
+    leaves, structure = jax.tree.flatten(state)
+    leaves = [np.asarray(leaf) for leaf in leaves]
+
+    def predict(leaves: list[Array], inputs: list[Array]) -> Array:
+        return respond(jax.tree.unflatten(structure, leaves), inputs)
 
     def abstract(shape, dtype=np.float32):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -66,7 +110,7 @@ def export(
     (folder / PROGRAM).write_bytes(program)
     (folder / WEIGHTS).write_bytes(weights)
     (folder / DESCRIPTION).write_bytes(bytes(msgpack.Packer().pack({
-        "format": FORMAT, "model": model.name,
+        "format": FORMAT, "model": name,
         "shapes": {name: list(shapes[name]) for name in MODALITIES},
         "sha256": {PROGRAM: sha256(program), WEIGHTS: sha256(weights)}})))
 

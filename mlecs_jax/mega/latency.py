@@ -74,7 +74,8 @@ class Measured:
       generation: cleaning, encoding and packing at the end device.
       reception: checking, decoding and inflating at the edge.
       inference: of the exported program.
-      feature_bytes: of a reading's packets; ``score_bytes`` of the answer.
+      feature_bytes: of a reading's packets, the largest seen, in the codec that the device chose
+        for its link; ``score_bytes`` of the answer.
     """
 
     generation: Float[np.ndarray, " n"]

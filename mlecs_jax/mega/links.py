@@ -61,6 +61,10 @@ PRESETS = {
     # Wi-Fi at the site, a broadband uplink to a data centre in the region.
     "realistic": Links(Link(up=50 * MBIT, down=50 * MBIT, rtt=0.004),
                        Link(up=20 * MBIT, down=100 * MBIT, rtt=0.030)),
+    # A crowded radio link at the site, which cannot carry float32 before the deadline, and a weak
+    # uplink: here devices compress.
+    "slow": Links(Link(up=4 * MBIT, down=4 * MBIT, rtt=0.020),
+                  Link(up=5 * MBIT, down=20 * MBIT, rtt=0.050)),
     # What Mega-CE²'s Table 3 implies: 97 kB in 0.1 ms (7.8 Gbit/s) and 7.5 MB in 1.75 s
     # (34 Mbit/s), no round-trip time.
     "paper": Links(Link(up=97e3 / 1e-4, down=97e3 / 1e-4, rtt=0.0),
@@ -75,5 +79,5 @@ def preset(name: str) -> Links:
       UserError: an unknown name.
     """
     if name not in PRESETS:
-        raise UserError(f"links preset '{name}'; use {' or '.join(PRESETS)}")
+        raise UserError(f"links preset '{name}'; use {', '.join(PRESETS)}")
     return PRESETS[name]

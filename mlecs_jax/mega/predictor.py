@@ -80,7 +80,7 @@ class Predictor:
                 name: (int(steps), int(width)) for name, (steps, width) in found["shapes"].items()}
         except (OSError, ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
             raise UserError(f"{folder} holds no predictor ({error}); export one with "
-                            "mlecs_jax.mega.export") from None
+                            "python -m mlecs_jax.predict export --packets") from None
         with np.load(io.BytesIO(weights)) as archive:
             self._weights = jax.device_put([archive[str(i)] for i in range(len(archive.files))])
         self._program = jax.jit(jax.export.deserialize(bytearray(program)).call)

@@ -29,7 +29,7 @@ def test_the_paper_preset_gives_the_papers_figures():
     assert paper.end_edge.upload(97_000) == pytest.approx(1e-4)
     assert paper.edge_cloud.upload(7_500_000) == pytest.approx(1.75)
     assert links.preset("realistic").edge_cloud.up == 20 * MBIT
-    with pytest.raises(UserError, match="use realistic or paper"):
+    with pytest.raises(UserError, match="use realistic, slow, paper"):
         links.preset("5g")
 
 
