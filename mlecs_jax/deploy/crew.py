@@ -141,7 +141,7 @@ class Crew:
             self._misses[name] = 0 if name in answered else self._misses[name] + 1
             if self._misses[name] >= self.session.limits.misses:
                 del self._misses[name]
-                self._out[name] = False
+                self._out[name] = name not in self._transport.names()
                 self.roll.dropped.append(name)
                 self._on_event("fault", {"device": name, "round": r, "what": "dropped"})
 
