@@ -24,13 +24,14 @@ CAUTION = ("one vector and one mean label per video, 916 of 3,293 videos: figure
 _SILENT = 7  # an audio column that is -inf in most rows
 
 
-def load(form: str = "auto", window: int = 1) -> SentimentData:
+def load(form: str = "auto", window: int | None = None) -> SentimentData:
     """MOSEI.
 
     Args:
       form: ``mult``, ``mult_noalign``, ``mmsa_aligned``, ``mmsa_unaligned`` (prepared files),
         ``video``, or ``auto``: the first of these that is there.
-      window: must be 1 for ``video``: a video has one vector and no neighbours.
+      window: None, or 1 for ``video``: a video has one vector and no neighbours. Prepared files
+        have sequences of their own.
 
     Raises:
       UserError: the form is unknown or not there, or a window that it cannot have.
@@ -38,8 +39,8 @@ def load(form: str = "auto", window: int = 1) -> SentimentData:
     if form == "auto":
         form = next(iter(sentiment_files.prepared_forms("mosei")), "video")
     if form != "video":
-        return sentiment_files.load_prepared("mosei", form)
-    if window != 1:
+        return sentiment_files.load_prepared("mosei", form, window)
+    if window not in (None, 1):
         raise UserError(f"data.window is {window}; MOSEI's video-level vectors have no neighbours, "
                         "use 1")
     return video_level()

@@ -28,26 +28,27 @@ BASE_URL = ""
 UTTERANCE_FILE = "mosi/mosi_utterance.npz"
 CAUTION = ("text and video vectors were learnt with labels of 62 videos, the canonical "
            "training and validation ones")
+WINDOW = 8  # utterances of a sequence
 VALIDATION_SHARE = 1 / 6  # of the training videos, near the standard folds' 10 of 62
 
 
-def load(form: str = "auto", window: int = 8) -> SentimentData:
+def load(form: str = "auto", window: int | None = None) -> SentimentData:
     """MOSI.
 
     Args:
       form: ``mult``, ``mult_noalign``, ``mmsa_aligned``, ``mmsa_unaligned`` (prepared files),
         ``utterance``, or ``auto``: the first of these that is there.
       window: of ``utterance``: steps of a sequence, the utterance itself last after those before
-        it in its video.
+        it in its video; None: :data:`WINDOW`. Prepared files have sequences of their own.
 
     Raises:
-      UserError: the form is unknown or not there.
+      UserError: the form is unknown or not there, or has no window.
     """
     if form == "auto":
         form = next(iter(sentiment_files.prepared_forms("mosi")), "utterance")
     if form == "utterance":
-        return utterances(window)
-    return sentiment_files.load_prepared("mosi", form)
+        return utterances(WINDOW if window is None else window)
+    return sentiment_files.load_prepared("mosi", form, window)
 
 
 def utterances(window: int) -> SentimentData:

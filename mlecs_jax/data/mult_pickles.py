@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mlecs_jax.data.sentiment import MODALITIES, TEST, TRAIN, VALID, number_videos
+from mlecs_jax.data.sentiment import MODALITIES, NO_VIDEO, TEST, TRAIN, VALID, number_videos
 from mlecs_jax.errors import UserError
 
 FILES = {
@@ -91,8 +91,8 @@ def read_segments(path: Path) -> dict[str, np.ndarray]:
 
     Returns:
       ``text``, ``audio``, ``vision`` float32 ``[n, T_m, d_m]``, zero-padded on the left, −inf in
-      audio set to 0; ``labels`` float32 ``[n]``; ``videos`` int32 ``[n]``; ``canonical`` int8
-      ``[n]``.
+      audio set to 0; ``labels`` float32 ``[n]``; ``videos`` int32 ``[n]``, all
+      :data:`NO_VIDEO` where a part does not name them; ``canonical`` int8 ``[n]``.
 
     Raises:
       UserError: a file that is refused, or without a part or array, or of mismatched lengths.
@@ -113,7 +113,9 @@ def read_segments(path: Path) -> dict[str, np.ndarray]:
         if len({piece.shape[1:] for piece in pieces}) > 1:
             raise UserError(f"{path}: '{name}' differs in shape between parts")
         joined[name] = np.concatenate(pieces)
-    joined["videos"] = number_videos(joined["videos"])
+    names = joined["videos"]
+    joined["videos"] = (number_videos(names) if (names != "").all()
+                        else np.full(len(names), NO_VIDEO, np.int32))
     return joined
 
 
@@ -134,17 +136,17 @@ def _part(path: Path, part: str, arrays: Any) -> dict[str, np.ndarray]:
         if not np.isfinite(x).all():
             raise UserError(f"{path}: part '{part}', '{name}' holds values that are not finite")
         result[name] = left_padded(x)
-    result["videos"] = _video_names(arrays.get("id"), part, len(y))
+    result["videos"] = _video_names(arrays.get("id"), len(y))
     return result
 
 
-def _video_names(ids: Any, part: str, n: int) -> np.ndarray:
+def _video_names(ids: Any, n: int) -> np.ndarray:
     """A video's name per segment; MMSA: ``video$_$clip``, MulT: rows of (video, start, end).
 
-    Where a file has no ids every segment counts as a video of its own.
+    Empty where a file has no ids, or not one for each segment.
     """
     if ids is None or len(ids) != n:
-        return np.array([f"{part}-{i}" for i in range(n)])
+        return np.full(n, "")
     firsts = [row if isinstance(row, (str, bytes)) else np.ravel(row)[0] for row in ids]
     texts = [row.decode("latin1") if isinstance(row, bytes) else str(row) for row in firsts]
     return np.array([text.split("$_$")[0] for text in texts])

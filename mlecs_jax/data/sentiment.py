@@ -21,6 +21,8 @@ MODALITIES = ("text", "audio", "vision")
 SPLITS = ("segment", "video", "canonical", "heldout")
 HELD_OUT_SHARE = 1 / 3  # of the published test videos, where they give the validation videos
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, 3
+NO_VIDEO = -1
+"""Number of the video of a segment that no file names."""
 BINS = np.arange(-3, 4)
 """Centres of the seven sentiment bins."""
 
@@ -52,7 +54,8 @@ class SentimentData:
       form: which files the arrays come from, e.g. ``utterance`` or ``mmsa_aligned``.
       text, audio, vision: float32 ``[n, T_m, d_m]``, finite, zero-padded on the left.
       labels: float32 ``[n]``, sentiment in [-3, 3].
-      videos: int32 ``[n]``; segments of one video are correlated.
+      videos: int32 ``[n]``; segments of one video are correlated. :data:`NO_VIDEO` where it is
+        not known.
       canonical: int8 ``[n]``, the published split: 0 train, 1 validation, 2 test, 3 in none.
         Without published validation rows, whole videos are taken out of the training part.
       caution: what a reader of scores must know about this data; empty if nothing.
@@ -126,10 +129,13 @@ def split(data: SentimentData, kind: str, seed: int = 0) -> Split:
       seed: of all kinds but ``canonical``.
 
     Raises:
-      UserError: an unknown kind, or a part without rows.
+      UserError: an unknown kind, a part without rows, or ``video`` where videos are not known.
     """
     if kind not in SPLITS:
         raise UserError(f"data.split is '{kind}'; use {' or '.join(SPLITS)}")
+    if kind == "video" and (data.videos == NO_VIDEO).any():
+        raise UserError(f"{data.name}: the files do not say which video a segment is of, and "
+                        "data.split=video could not keep videos together; use canonical")
     if kind == "heldout" and data.supervised:
         parts = _held_out(data, seed)
     elif kind in ("canonical", "heldout"):

@@ -33,7 +33,7 @@ def prepare(name: str, source: Path | None) -> bool:
         raise UserError(f"{folder} holds none of {', '.join(known)}; give the folder of one as "
                         "--source")
     made = [prepared.prepare_once(prepared_folder(name, known[path.name]),
-                                  prepared.fingerprint(folder, [path], version=1),
+                                  prepared.fingerprint(folder, [path], version=2),
                                   lambda staging, path=path: _write(staging, path))
             for path in found]
     return any(made)
@@ -58,12 +58,18 @@ def prepared_forms(name: str) -> list[str]:
             if prepared.is_prepared(prepared_folder(name, form))]
 
 
-def load_prepared(name: str, form: str) -> SentimentData:
+def load_prepared(name: str, form: str, window: int | None = None) -> SentimentData:
     """A prepared form.
 
+    Args:
+      window: None; what is asked for in vain is refused.
+
     Raises:
-      UserError: it is not prepared.
+      UserError: it is not prepared, or a window is asked for.
     """
+    if window is not None:
+        raise UserError(f"data.window is {window}; {name} as {form} has sequences of words and "
+                        "frames, use 0")
     if form not in prepared_forms(name):
         raise UserError(f"{name} is not prepared as {form}; run python -m mlecs_jax.data.prepare "
                         f"{name} --source=FOLDER with the folder of its pickle file")

@@ -7,8 +7,6 @@ from mlecs_jax.data.sentiment import SentimentData
 from mlecs_jax.errors import UserError
 
 DATASETS = {"mosi": mosi, "mosei": mosei}
-WINDOWS = {"mosi": 8, "mosei": 1}
-"""Utterances in a sequence of the forms that hold one vector per utterance or video."""
 
 
 def load(
@@ -22,24 +20,31 @@ def load(
 ) -> SentimentData:
     """The dataset of a name.
 
-    ``source=auto`` takes real data where there are any, and simulated data otherwise;
-    ``SentimentData.source`` says which, and every output file repeats it.
+    ``source=auto`` takes real data where there are any or a form of them is named, and simulated
+    data otherwise; ``SentimentData.source`` says which, and every output file repeats it.
 
     Args:
       name: ``mosi`` or ``mosei``.
       source: ``auto``, ``real`` or ``simulated``.
       form: which real files; see the dataset's ``load``.
-      window: steps of a context window; None: the dataset's default.
+      window: steps of a context window; None: the form's own.
       simulated_seed, simulated_segments: of simulated data.
 
     Raises:
-      UserError: an unknown name or source, or real data that are not there.
+      UserError: an unknown name or source, real data that are not there, or a form or window
+        that would be ignored.
     """
     if name not in DATASETS:
         raise UserError(f"data.name is '{name}'; use {' or '.join(DATASETS)}")
     if source not in ("auto", "real", "simulated"):
         raise UserError(f"data.source is '{source}'; use auto, real or simulated")
-    if source == "simulated" or (source == "auto" and not DATASETS[name].is_available()):
+    real = source == "real" or (source == "auto" and (
+        form != "auto" or DATASETS[name].is_available()))
+    if not real:
+        for option, given in (("form", form != "auto"), ("window", window is not None)):
+            if given:
+                raise UserError(f"data.{option} is of real data and would be ignored by simulated "
+                                "ones; leave it out")
         return sentiment_simulated.simulate(name, seed=simulated_seed,
                                             segments=simulated_segments)
-    return DATASETS[name].load(form, WINDOWS[name] if window is None else window)
+    return DATASETS[name].load(form, window)

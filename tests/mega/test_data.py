@@ -168,6 +168,30 @@ def test_broken_and_absent_files_are_one_clear_line(tmp_path, cache_dir, monkeyp
         sentiment_files.read_archive(tmp_path / "mosi_utterance.npz", ("text", "clip"))
 
 
+def test_videos_that_no_file_names_are_kept_apart_by_no_split(tmp_path, cache_dir):
+    parts = mult_parts()
+    del parts["valid"]["id"]
+    write(tmp_path / "mosi_data.pkl", parts)
+    mosi.prepare(tmp_path)
+    data = mosi.load("mult")
+    assert set(data.videos) == {sentiment.NO_VIDEO}
+    assert len(sentiment.split(data, "canonical").train) == 4
+    with pytest.raises(UserError, match="which video a segment is of.*use canonical"):
+        sentiment.split(data, "video")
+    with pytest.raises(UserError, match="data.window is 3; mosi as mult has sequences"):
+        mosi.load("mult", window=3)
+
+
+def test_what_would_be_ignored_is_refused(tmp_path, cache_dir, monkeypatch):
+    monkeypatch.setenv("MLECS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="mosi is not prepared as mult"):
+        sentiment_sources.load("mosi", form="mult")  # and not simulated data in its place
+    for options, message in (({"source": "simulated", "form": "mult"}, "data.form is of real"),
+                             ({"window": 4}, "data.window is of real")):
+        with pytest.raises(UserError, match=message):
+            sentiment_sources.load("mosi", **options)
+
+
 def test_trailing_padding_moves_to_the_front():
     x = np.zeros((3, 4, 2), np.float32)
     x[0, 0], x[0, 2], x[1, 3] = 1, 2, 3
@@ -202,6 +226,13 @@ def test_real_mosei_is_one_step_per_certain_video(real_data_dir):
     assert data.shapes == {"text": (1, 768), "audio": (1, 39), "vision": (1, 35)}
     assert len(data) == 922 - 6 and len(np.unique(data.videos)) == len(data)
     assert np.isfinite(data.audio).all()
+    with np.load(real_data_dir / mosei.VIDEO_FILE) as archive:
+        certain = ~archive["id_uncertain"]
+        mean, theirs = (archive[name][certain] for name in ("sentiment_mean7", "repo_label"))
+    np.testing.assert_array_equal(data.labels, mean)
+    # The other label in the file is a mean over emotions besides: much smaller, and no sentiment.
+    assert np.abs(theirs).mean() < 0.5 * np.abs(mean).mean()
+    assert 0.6 < np.corrcoef(mean, theirs)[0, 1] < 0.9
     parts = sentiment.split(data, "canonical")
     assert len(parts.train) > 600 and len(parts.val) > 80 and len(parts.test) > 170
     with pytest.raises(UserError, match="no neighbours"):

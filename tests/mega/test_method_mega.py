@@ -109,6 +109,29 @@ def test_stale_models_weigh_less(unequal):
     assert [a.reports for a in plain.arrivals] == [a.reports for a in discounted.arrivals]
 
 
+def test_no_path_of_an_adapter_is_uploaded_of_the_real_model():
+    """Whole paths, of every kind of adapter that the real model takes."""
+    made = build(model__modalities="text,audio,vision", model__targets="text,audio,vision")
+    model = made.model.init(KEY, made.example())
+    message = mega_ce2.upload(model, np.int32(3), model)
+    sent = set(channel.pack(message))
+    assert len(sent) == len(jax.tree.leaves(model)) + 1 and "count" in sent
+    assert "model/text_with_audio/layers/attention/in_kernel" in sent
+    places = made.shape.pairs()
+    kinds = [adapter_blocks.init(KEY, places, made.shape.width, share=share)
+             for share in (True, False)] + [adapter_blocks.biases(np.float32(0))]
+    assert len(places) == 6
+    for own in kinds:
+        paths = {f"model/{path}" for path in channel.pack(own)}
+        assert not sent & paths and mega_ce2.adapter_bytes(message, own) == 0
+        # Put where the model's own leaves are, they are refused and would be counted.
+        joined = channel.unpack(channel.pack(model) | channel.pack(own))
+        with pytest.raises(ValueError, match="and nothing else"):
+            mega_ce2.upload(joined, np.int32(3), model)
+        assert mega_ce2.adapter_bytes({"model": joined}, own) == channel.num_bytes(
+            jax.tree.map(np.asarray, own))
+
+
 def test_nothing_but_model_and_count_is_uploaded(unequal):
     made, method, states = unequal
     model = states[-1].cloud
