@@ -34,7 +34,7 @@ OnRound = Callable[[dict[str, Any]], None]
 def run(
     config: Config, workdir: Path, *, samples: Samples | None = None,
     on_start: Callable[[Setting, int], None] = lambda setting, complete: None,
-    on_round: OnRound = lambda record: None, group: Group = ALONE,
+    on_round: OnRound = lambda record: None, group: Group = ALONE, briefly: bool = False,
 ) -> dict[str, Any]:
     """Trains to the end, beginning where the folder's last complete round left off.
 
@@ -48,6 +48,7 @@ def run(
       on_start: called once with the setting and the number of rounds already complete.
       on_round: called with every new metrics record; in the first process alone, as ``on_start``.
       group: the processes that take part.
+      briefly: see :class:`mlecs_jax.setting.Setting`; the summary is the same.
 
     Returns:
       The contents of ``summary.json``, in every process.
@@ -60,6 +61,7 @@ def run(
     compiled_before = COMPILE_CLOCK.seconds
     setting = (assemble.setting(config) if samples is None
                else assemble.from_samples(config, samples))
+    setting = dataclasses.replace(setting, briefly=briefly)
     method = methods.build(setting)
     identity = model_files.with_identity(dataclasses.asdict(config) | {
         "samples": runlog.data_identity(setting.federation.samples)}, config)

@@ -72,6 +72,7 @@ class Setting:
       edge, cloud: frozen backbones and shared data of each tier, placed on its mesh:
         ``slm``, ``llm`` (cloud only), ``public`` rows, ``moments``.
       unanswered: nodes are not made to answer; see :class:`mlecs_jax.answers.Question`.
+      briefly: devices answer after the broadcast in the last round alone, of which a summary tells.
     """
 
     config: Config
@@ -85,6 +86,11 @@ class Setting:
     edge: dict[str, Any]
     cloud: dict[str, Any]
     unanswered: bool = False
+    briefly: bool = False
+
+    def asks_after_broadcast(self, r: int) -> bool:
+        """Whether devices answer after the broadcast that ends round ``r`` too."""
+        return not self.briefly or r == self.config.train.rounds - 1
 
     def for_each_client(
         self, fn: ClientFn, *, chunk: int | None = None

@@ -87,8 +87,10 @@ def build(setting: Setting) -> Method:
                 {"devices": {"private": losses}, "server": {}})
 
     def evaluate(state: State, r: int) -> Predictions:
-        return {"after_amt": predict.devices(state.devices, r),
-                "after_broadcast": predict.devices(receive(state), r)}
+        answers = {"after_amt": predict.devices(state.devices, r)}
+        if setting.asks_after_broadcast(r):
+            answers["after_broadcast"] = predict.devices(receive(state), r)
+        return answers
 
     def communication(state: State) -> dict[str, int]:
         """Means over devices: each sends and receives its own ranks only."""

@@ -235,8 +235,10 @@ def device_part(setting: Setting) -> DevicePart:
         return dataclasses.replace(nodes, broadcast=message["lora"])
 
     def evaluate(nodes: Nodes, r: int) -> Predictions:
-        return {"after_amt": predict.devices(nodes.devices, r),
-                "after_broadcast": predict.devices(adopted(nodes), r)}
+        answers = {"after_amt": predict.devices(nodes.devices, r)}
+        if setting.asks_after_broadcast(r):
+            answers["after_broadcast"] = predict.devices(adopted(nodes), r)
+        return answers
 
     return DevicePart(init, train, receive, evaluate)
 

@@ -62,8 +62,10 @@ def build(setting: Setting) -> Method:
                 {"devices": {"private": losses}, "server": {}})
 
     def evaluate(state: State, r: int) -> Predictions:
-        return {"after_amt": predict.devices(state.devices, r),
-                "after_broadcast": predict.devices(receive(state, r), r)}
+        answers = {"after_amt": predict.devices(state.devices, r)}
+        if setting.asks_after_broadcast(r):
+            answers["after_broadcast"] = predict.devices(receive(state, r), r)
+        return answers
 
     def communication(state: State) -> dict[str, int]:
         sent = exchange.num_bytes(state.encoders, state.devices)

@@ -138,6 +138,7 @@ def learning_section(run: RunFiles) -> Markup | None:
                      (stages[0], crowds.get(("test", stages[0]))) if i else None)
         for i, stage in enumerate(stages)
         if ("test", stage) in crowds or ("val", stage) in crowds
+        if not i or _is_a_curve(run, crowds.get(("test", stage)) or crowds[("val", stage)])
     ]
     if server:
         panels.append(_server_panel(run, axis, metric, server))
@@ -145,6 +146,12 @@ def learning_section(run: RunFiles) -> Markup | None:
         "learning", "Learning curves", grid(*panels),
         lead=f"{capital(words(metric))} after every round, on one scale. Solid: test. Dashed: "
         "validation, the only curve that may choose a round.")
+
+
+def _is_a_curve(run: RunFiles, crowd: Crowd) -> bool:
+    """More than a point, where there is more than a round: a sweep's runs are asked after the last
+    broadcast alone."""
+    return len(run.rounds) == 1 or sum(v is not None for v in crowd.mean) > 1
 
 
 def _stage_panel(

@@ -61,7 +61,7 @@ def run(
     total = config.train.rounds
     samples = _samples(_independent_of_split(config.data), config.captions)
     experiment.run(
-        config, folder, samples=samples,
+        config, folder, samples=samples, briefly=True,
         on_start=lambda setting, complete: on_round(complete, total),
         on_round=lambda record: on_round(record["round"] + 1, total))
     for extra in extras:

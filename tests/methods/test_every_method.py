@@ -1,13 +1,17 @@
 """What holds for every method: rounds are functions of their number, placement changes nothing,
 absence and cohorts are handled or refused. Slow: each method compiles programs of its own."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from mlecs_jax import methods
+from mlecs_jax import assemble, methods
 from mlecs_jax.errors import UserError
+from mlecs_jax.repro.methods import UNREAD
 from tests.methods.rounds import KEY, assert_close, assert_equal, build, run
+from tests.small import config, samples
 
 # ml_ecs has a suite of its own; mega_ce2 needs another kind of data.
 NAMES = sorted(set(methods.METHODS) - {"ml_ecs", "mega_ce2"})
@@ -67,3 +71,38 @@ def test_unlabelled_public_data_and_per_sample_absence(name):
         "partition.labelled": 20, "partition.mask_schedule": "per_sample", "partition.rho": 0.6})
     _, diagnostics = run(method, state)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(diagnostics))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNREAD["partition.public_labels"])
+def test_sweeps_may_share_runs_of_what_a_method_does_not_read(name):
+    """Bit for bit: nodes, answers and bytes, whatever labels the public data have."""
+    def ended(**labels):
+        _, method, state = build(**{"method.name": name, "method.fedilora.ranks": "4,1",
+                                    "partition.labelled": 20} | labels)
+        sent = method.communication(state)
+        after, _ = run(method, state, rounds=1)
+        return after, jax.device_get(method.evaluate(jax.device_put(after), 0)), sent
+
+    usual = ended()
+    assert_equal(usual, ended(**{"partition.public_labels": False}))
+    if name in UNREAD["partition.server_labelled"]:
+        assert_equal(usual, ended(**{"partition.server_labelled": 0.3}))
+
+
+@pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"mega_ce2"}))
+def test_brief_runs_ask_after_the_broadcast_in_the_last_round_alone(name):
+    """And there, and of all else in every round, they ask what other runs ask."""
+    setting = dataclasses.replace(
+        assemble.from_samples(config(**{"method.name": name, "train.rounds": 3,
+                                        "method.fedilora.ranks": "4,1"}), samples()),
+        unanswered=True)
+    whole, brief = (methods.build(dataclasses.replace(setting, briefly=value))
+                    for value in (False, True))
+    state = whole.init(KEY)
+    for r in range(3):
+        expected, found = whole.evaluate(state, r), brief.evaluate(state, r)
+        left_out = {"after_broadcast"} if r < 2 else set()
+        assert set(found) == set(expected) - left_out
+        assert_equal({part: expected[part].params for part in found},
+                     {part: found[part].params for part in found})
