@@ -36,9 +36,8 @@ def resolve(config: Config, samples: Samples) -> tuple[dict[str, str], text.Toke
     Raises:
       UserError: backbones of different tokenizers, or one that cannot be read.
     """
-    names = {which: getattr(config.model, which) for which in ("slm", "llm")}
-    if any(name.startswith(PRETRAINED) for name in names.values()):
-        names = _pretrained(config, samples, names)
+    names = {which: pretrained(config, samples, getattr(config.model, which), number)
+             for number, which in enumerate(("slm", "llm"))}
     if (found := tokenizer_of_directories(names)) is not None:
         return names, found
     if samples.texts is not None:
@@ -68,6 +67,16 @@ def tokenizer_of_directories(
         raise UserError(f"{' and '.join(directories)} number their tokens differently; LLM and "
                         "SLM must share a tokenizer")
     return tokenizers[0]
+
+
+def check_vocabulary(name: str, tokenizer: text.Tokenizer) -> None:
+    """Raises UserError where a further backbone is a directory that does not number the tokens of
+    a run's tokenizer as that does."""
+    own = tokenizer_of_directories({"": name})
+    if own is not None and not (
+            isinstance(tokenizer, vocabulary.VocabularyTokenizer) and tokenizer.begins(own)):
+        raise UserError(f"{name} numbers its tokens unlike the run's other backbones; all of them "
+                        "must share a tokenizer")
 
 
 def parameters(
@@ -101,21 +110,25 @@ def public_text(config: Config, samples: Samples) -> Documents:
         prompt=config.model.prompt)
 
 
-def _pretrained(config: Config, samples: Samples, names: dict[str, str]) -> dict[str, str]:
-    """The names with ``hf:DIRECTORY`` in place of what is trained now or was before."""
+def pretrained(config: Config, samples: Samples, name: str, number: int) -> str:
+    """The name of a backbone with ``hf:DIRECTORY`` in place of what is trained now or was before;
+    any other as it is.
+
+    Args:
+      number: 0 of the SLM, 1 of the LLM, from 2 on of methods' own; a part of the seed.
+
+    Raises:
+      UserError: there are no captions to learn from.
+    """
+    if not name.startswith(PRETRAINED):
+        return name
     if samples.texts is None or config.captions is None:
         raise UserError("a pretrained: backbone learns from captions; with class labels name a "
                         "shape, or hf:DIRECTORY")
-    documents, tokenizer = public_text(config, samples), _bpe(config, samples)
-    found = {}
-    for i, (which, name) in enumerate(names.items()):
-        found[which] = name
-        if name.startswith(PRETRAINED):
-            made = public_backbones.directory(
-                name.removeprefix(PRETRAINED), documents, tokenizer,
-                config.captions.pretrain_steps, config.model.backbone_seed + i)
-            found[which] = f"{HF}{made}"
-    return found
+    made = public_backbones.directory(
+        name.removeprefix(PRETRAINED), public_text(config, samples), _bpe(config, samples),
+        config.captions.pretrain_steps, config.model.backbone_seed + number)
+    return f"{HF}{made}"
 
 
 def _bpe(config: Config, samples: Samples) -> vocabulary.VocabularyTokenizer:

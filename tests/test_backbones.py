@@ -12,6 +12,7 @@ import pytest
 from mlecs_jax import assemble, backbones, methods
 from mlecs_jax import config as configs
 from mlecs_jax.configs import ur_fall
+from mlecs_jax.data.text import ByteTokenizer
 from mlecs_jax.errors import UserError
 from mlecs_jax.models import generate, hf
 from mlecs_jax.repro.job import Job, configuration_key
@@ -60,6 +61,16 @@ def test_vocabularies_that_differ_are_refused(tmp_path, words):
     names = {"slm": checkpoint(tmp_path, "gpt2"), "llm": checkpoint(tmp_path, "gptj", words)}
     with pytest.raises(UserError, match="number their tokens differently"):
         backbones.tokenizer_of_directories(names)
+
+
+def test_a_proxy_of_another_vocabulary_is_refused(tmp_path):
+    spoken = backbones.tokenizer_of_directories({"slm": checkpoint(tmp_path, "gpt2")})
+    backbones.check_vocabulary("gpt2-1x16", spoken)
+    backbones.check_vocabulary(checkpoint(tmp_path, "gptj", extra=extra(2)), spoken)
+    for name, tokenizer in ((checkpoint(tmp_path, "llama", WORDS[::-1]), spoken),
+                            (checkpoint(tmp_path, "qwen2"), ByteTokenizer())):
+        with pytest.raises(UserError, match="unlike the run's other backbones"):
+            backbones.check_vocabulary(name, tokenizer)
 
 
 def test_a_token_that_the_tokenizer_lacks_is_never_said(tmp_path):
