@@ -31,6 +31,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     if variant == "cpu":
         config.model.slm = "pretrained:gpt2-2x128"  # on public training text, kept in the cache
         config.model.llm = "pretrained:gptj-4x160"
+        config.method.co_plms.proxy = "pretrained:gpt2-1x48"  # as its tutors are
         config.model.soft_tokens = 8  # vectors
         config.lora.slm_targets = "c_attn$,c_proj$"  # as in the paper's count
         config.lora.llm_targets = "q_proj$,v_proj$,out_proj$,mlp_fc_out$"

@@ -3,7 +3,8 @@
 Built from its abstract and from what the ML-ECS paper says of it: devices and server never
 exchange their language models but a small distilled proxy model (DPM) that both sides tutor.
 
-0. Before the first round the server distils its LLM into the DPM on public data.
+0. In the first half of the first round's server steps, before the devices begin, the server trains
+   its LLM on public data and distils it into the DPM; 5 has the other half.
 1. Devices receive the DPM's LoRA, and the encoders of the modalities they own.
 2. SAML on public data: SLM and DPM learn from L_lb and from each other,
    L_slm = L_lb + KT(DPM → SLM), L_dpm = L_lb + KT(SLM → DPM).
@@ -40,6 +41,7 @@ from mlecs_jax.setting import Outline, Setting
 from mlecs_jax.stages import device_stage, exists
 from mlecs_jax.train import batch_rows, fit, optimiser, per_learner, shuffle
 
+PROXY = 2  # number of its backbone, after SLM and LLM
 DISTILLING = rounds.SERVER + 1  # stage number of the first distillation
 
 NOTE = ("Co-PLMs is an approximation: neither its equations nor its code were available; built "
@@ -89,10 +91,11 @@ def build(setting: Setting) -> Method:
         return State(devices=devices, proxies=proxies, server=server,
                      encoders=exchange.first(devices))
 
-    def saml_on_server(server: dict[str, Params], r: int, key: jax.Array, stage: int, weights):
+    def saml_on_server(server: dict[str, Params], r: int, key: jax.Array, stage: int, steps: int,
+                       weights: dict[str, float]):
         rate = rounds.rate_at(options, r)
         shared = setting.cloud | {
-            "slm": setting.cloud["llm"], "dpm": on_cloud, "steps": options.train.server_steps,
+            "slm": setting.cloud["llm"], "dpm": on_cloud, "steps": steps,
             "rates": {"own": rounds.every_group(rate), "dpm": rate}, "weights": weights}
         node = {"owned": every, "public_available": None,
                 "key": topology.to_cloud(rounds.stage_key(key, r, stage))}
@@ -100,9 +103,10 @@ def build(setting: Setting) -> Method:
 
     def round(state: State, r: int, key: jax.Array) -> tuple[State, Diagnostics]:
         rate, server, on_server = rounds.rate_at(options, r), state.server, {}
-        if r == 0:
+        distilling = options.train.server_steps // 2 if r == 0 else 0
+        if distilling:
             server, on_server["distilling"] = saml_on_server(
-                server, r, key, DISTILLING, {"kt_own": 0.0, "kt_dpm": 1.0})
+                server, r, key, DISTILLING, distilling, {"kt_own": 0.0, "kt_dpm": 1.0})
         # 1. The DPM's LoRA and the encoders arrive.
         devices = exchange.receive(state.devices, state.encoders, r)
         proxies = rounds.overwrite(
@@ -127,15 +131,18 @@ def build(setting: Setting) -> Method:
         encoders = exchange.mean(devices, state.encoders, r)
         # 5. SAML at the server.
         server = {"own": server["own"], "dpm": server["dpm"] | {"lora": lora}}
-        server, on_server["saml"] = saml_on_server(server, r, key, rounds.SERVER, mutual(setting))
+        server, on_server["saml"] = saml_on_server(
+            server, r, key, rounds.SERVER, options.train.server_steps - distilling, mutual(setting))
         return (State(devices=devices, proxies=proxies, server=server, encoders=encoders),
                 {"devices": {"saml": saml, "dst": dst}, "server": on_server})
 
     def evaluate(state: State, r: int) -> Predictions:
-        received = exchange.receive(state.devices, state.encoders, r)
-        return {"after_amt": predict.devices(state.devices, r),
-                "after_broadcast": predict.devices(received, r),
-                "server": predict.server(state.server["own"], r)}
+        answers = {"after_amt": predict.devices(state.devices, r),
+                   "server": predict.server(state.server["own"], r)}
+        if setting.asks_after_broadcast(r):
+            received = exchange.receive(state.devices, state.encoders, r)
+            answers["after_broadcast"] = predict.devices(received, r)
+        return answers
 
     def communication(state: State) -> dict[str, int]:
         sent = (exchange.num_bytes(state.encoders, state.devices)
@@ -148,13 +155,15 @@ def build(setting: Setting) -> Method:
 def proxy(setting: Setting) -> tuple[MultimodalModel, Params]:
     """The DPM, which answers from a fused representation, and its frozen backbone (on the host)."""
     options, slm = setting.config, setting.slm
-    name = options.method.co_plms.proxy
+    name = backbones.pretrained(options, setting.federation.samples,
+                                options.method.co_plms.proxy, PROXY)
+    backbones.check_vocabulary(name, setting.tokenizer)
     shape = zoo.decoder_config(name, len(setting.tokenizer), options.model.dtype)
     dpm = dataclasses.replace(
         slm, decoder=slm.decoder.clone(config=shape),
         generator=slm.generator.clone(width=shape.width),
         lora_targets=slm.lora_targets if options.lora.slm_targets else shape.lora_targets)
-    key = jax.random.fold_in(jax.random.key(options.model.backbone_seed), 2)
+    key = jax.random.fold_in(jax.random.key(options.model.backbone_seed), PROXY)
     return dpm, backbones.parameters(name, dpm, key)
 
 

@@ -18,6 +18,11 @@ USUAL = (("labelled", 0), ("public_labels", True), ("server_labelled", 1.0),
          ("mask_schedule", "static"), ("uplink", "none"))
 """Labels that go without saying."""
 _WORDS = ("method", "split", "variant", "dataset", "mask_schedule")
+REVISED = {"co_plms": 1}
+"""Methods whose numbers a fix has changed, and how often: runs of before are of another key.
+
+1 of Co-PLMs: the first distillation is within the first round's server steps and not beside them.
+"""
 RECORD = "job.json"  # in a run's folder, written when the run has ended well
 
 
@@ -73,6 +78,8 @@ def configuration_key(job: Job, data: Mapping[str, Any]) -> str:
     if isinstance(method, Mapping):
         values["method"] = {k: v for k, v in method.items()
                             if not isinstance(v, Mapping) or k == method.get("name")}
+        revision = REVISED.get(str(method.get("name")))
+        values |= {"revision": revision} if revision else {}
     text = json.dumps([job.runner, values, dict(data)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlecs_jax import channel
+from mlecs_jax import assemble, backbones, channel
+from mlecs_jax.configs import vast
 from mlecs_jax.errors import UserError
 from mlecs_jax.methods import co_plms
-from tests.methods.rounds import assert_close, build, moved, run
+from tests.methods.rounds import KEY, assert_close, build, moved, run
+from tests.small import config, samples
 
 NAME = {"method.name": "co_plms", "method.co_plms.proxy": "gpt2-1x8x2"}
 
@@ -47,6 +49,27 @@ def test_every_learner_learns_and_encoders_are_fedavg_of_the_devices(trained):
         lambda x: np.tensordot(weights, x, axes=1), after.devices[0]["extractor"][name]), 1e-7)
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(5, [2, 3, 5]), (1, [1, 1])])
+def test_the_server_has_its_steps_and_no_more(monkeypatch, steps, expected):
+    """The first distillation is within the first round's budget; one step cannot be shared."""
+    taken = []
+
+    def compiled(stage, *static, **options):
+        def count(shared, server, node):
+            taken.append(shared["steps"])
+            return server, {}
+
+        return count
+
+    setting = assemble.from_samples(config(**NAME, **{"train.server_steps": steps}), samples())
+    monkeypatch.setattr(co_plms.programs, "compiled", compiled)
+    monkeypatch.setattr(type(setting), "on_devices", lambda self, stage: (
+        lambda devices, *args, **options: (devices, {})))
+    method = co_plms.build(setting)
+    run(method, method.init(KEY), rounds=2)
+    assert taken == expected
+
+
 def test_transfer_of_unknown_answers_reads_the_first_position_alone():
     target = jnp.array([[5, 7, -1], [-1, -1, -1]])
     np.testing.assert_array_equal(co_plms.spoken_of(target) >= 0,
@@ -56,3 +79,23 @@ def test_transfer_of_unknown_answers_reads_the_first_position_alone():
 def test_unknown_proxy_is_named():
     with pytest.raises(UserError, match="unknown backbone 'gpt9'"):
         build(**NAME | {"method.co_plms.proxy": "gpt9"})
+
+
+def test_the_proxy_is_pretrained_where_its_tutors_are(monkeypatch):
+    """By the same name and recipe, with a number and so a seed of its own."""
+    shipped = vast.get_config("cpu")
+    named = (shipped.model.slm, shipped.model.llm, shipped.method.co_plms.proxy)
+    assert all(name.startswith(backbones.PRETRAINED) for name in named)
+    with pytest.raises(UserError, match="a pretrained: backbone learns from captions"):
+        build(**NAME | {"method.co_plms.proxy": "pretrained:gpt2-1x8x2"})
+    setting = assemble.from_samples(config(**NAME), samples())
+    asked = []
+
+    def made(options, data, name, number):
+        asked.append((name, number))
+        return "gpt2-2x8x2"
+
+    monkeypatch.setattr(backbones, "pretrained", made)
+    dpm, backbone = co_plms.proxy(setting)
+    assert asked == [("gpt2-1x8x2", co_plms.PROXY)]
+    assert dpm.decoder.config.num_layers == 2 and jax.tree.leaves(backbone)
