@@ -95,6 +95,8 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.plus.align = True  # mean of the devices' beliefs with the class frequencies
     config.plus.public_share = 0.5  # of a device's batches
     config.plus.lora = True  # average and broadcast LoRA too
+    config.plus.encoders = False  # average encoders over the owners of their modality too
+    config.plus.volume = 0.0  # weight of the volume loss on devices; ccl.negatives is its rule
     config.plus.tokens = 4  # asked about at each position of a caption; classes: all of them
 
     config.train = ConfigDict()

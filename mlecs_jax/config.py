@@ -150,7 +150,10 @@ class AmtConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PlusConfig:
-    """The levers of our own variant, :mod:`mlecs_jax.methods.ml_ecs_plus`."""
+    """The levers of our own variant, :mod:`mlecs_jax.methods.ml_ecs_plus`.
+
+    ``encoders`` and ``volume`` are off where they are None, as runs of before have them.
+    """
 
     distil: float
     devices_share: float
@@ -160,6 +163,13 @@ class PlusConfig:
     public_share: float
     lora: bool
     tokens: int
+    encoders: bool | None = None
+    volume: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("encoders", "volume"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, None)  # one value says off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,7 +359,8 @@ def is_off(group: str, values: Any) -> bool:
 
 # Options that came after runs were made, and the values that leave those as they were.
 _OFF: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "model": {"dtype": (None, "float32")}, "captions": {"clips": (None, 0)}}
+    "model": {"dtype": (None, "float32")}, "captions": {"clips": (None, 0)},
+    "plus": {"encoders": (None, False), "volume": (None, 0.0)}}
 
 
 def in_effect(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -389,6 +400,7 @@ def parse(values: Mapping[str, Any]) -> Config:
             raise UserError(f"{name} is {value}; give a positive number")
     for name, value in (("plus.distil", config.plus.distil),
                         ("plus.server_distil", config.plus.server_distil),
+                        ("plus.volume", config.plus.volume or 0.0),
                         ("ccl.weight", config.ccl.weight), ("kt.weight", config.kt.weight),
                         ("train.final_rate_fraction", config.train.final_rate_fraction),
                         ("eval.ceiling_steps", config.eval.ceiling_steps)):

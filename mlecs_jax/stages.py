@@ -35,7 +35,8 @@ def device_stage(setting: Outline, model: MultimodalModel, shared, params: Param
     - ``proximal``, {'centre': tree, 'weight': prefix}: ½ Σ w ‖θ − centre‖² over the groups that
       ``centre`` holds.
 
-    Anchors and teacher speak of public rows only; on private ones give them weight 0.
+    Anchors and teacher speak of public rows only; on private ones give anchors weight 0, unless a
+    teacher comes with them.
 
     Args:
       shared: backbone ``slm``, ``public`` rows, ``moments``, ``on_public`` (True, False, or the
@@ -80,10 +81,14 @@ def device_stage(setting: Outline, model: MultimodalModel, shared, params: Param
         answer = model.answer(shared["slm"], params, fused, batch.target, key)
         terms = {"lm": losses.language_modelling(answer, batch.target)}
         if "anchors" in received:
+            usable = batch.mask.any(1)
+            if "teacher" in received:  # one stage may have public and private batches
+                usable &= (received["anchors"] != 0).any(-1)
             terms["volume"] = losses.volume_contrast(
                 received["anchors"], projected, batch.mask, temperature=options.ccl.temperature,
                 label_smoothing=options.ccl.label_smoothing,
-                negatives_mask=negatives(batch, batch.mask.any(1), options.ccl.negatives))
+                negatives_mask=negatives(batch, usable, options.ccl.negatives,
+                                         received.get("teacher")))
         if "teacher" in received:
             terms["distil"] = losses.distillation(answer, received["teacher"])
         total = sum(weights[name] * term for name, term in terms.items())
@@ -204,11 +209,22 @@ def se_ccl_stage(setting: Outline, shared, server: dict[str, Params], key: jax.A
     return sharding.constrain_tree(server, setting.llm.decoder.mesh), diagnostics
 
 
-def negatives(batch: Batch, usable: jax.Array, rule: str) -> jax.Array:
+def negatives(
+    batch: Batch, usable: jax.Array, rule: str, teacher: losses.SoftTargets | None = None
+) -> jax.Array:
     """Pairs (anchor, others) that count as negatives, bool ``[B, B]``: both sides exist and, under
-    ``other_class``, their answers differ (an unlabelled row differs from every other)."""
+    ``other_class``, their answers differ. An unlabelled row has the answer that a ``teacher`` of
+    classes finds likeliest; without one it differs from every other."""
     pairs = usable[:, None] & usable[None, :]
     if rule == "other_class":
-        same = (batch.target[:, None] == batch.target[None, :]).all(-1)
-        pairs &= ~(same & (batch.target >= 0).any(-1))
+        target, known = batch.target, (batch.target >= 0).any(-1)
+        if teacher is not None and teacher.ids.shape[1] == 1:  # classes: one position, all asked
+            likeliest = jnp.argmax(teacher.probabilities[:, 0], axis=-1)
+            said = jnp.take_along_axis(teacher.ids[:, 0], likeliest[:, None], axis=-1)
+            speaks = teacher.probabilities.sum((1, 2)) > 0
+            said = jnp.where(speaks[:, None], said, -1)
+            target = jnp.where(known[:, None], target[:, :1], said)
+            known |= speaks
+        same = (target[:, None] == target[None, :]).all(-1)
+        pairs &= ~(same & known)
     return pairs

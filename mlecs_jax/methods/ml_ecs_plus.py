@@ -8,13 +8,18 @@ place of d anchor numbers. Of the public samples' labels only the server needs s
    beliefs of the round before;
 2. its beliefs, mixed with theirs, go to the devices, with the averaged LoRA;
 3. devices learn from private labels and from that teacher on public samples, in turn;
-4. devices upload their beliefs on public samples, LoRA and their numbers of modalities and of
-   labels of each class;
+4. devices upload their beliefs on public samples, how many modalities they have of each, LoRA and
+   their numbers of modalities and of labels of each class;
 5. the server pools beliefs per sample, by the modalities that a device has of it, aligns their mean
    with the class frequencies, and averages LoRA with weights ∝ modality counts (MMA, Eq. 13).
 
 Private knowledge travels in step 4: a device that has seen other falls, or has a camera where its
 neighbour has an accelerometer, changes what all are taught in the next round.
+
+Two levers are off: ``plus.encoders`` averages encoders over the owners of their modality as well
+(:mod:`mlecs_jax.modality_exchange`); ``plus.volume`` sends the LLM's fused representations as
+ML-ECS does and adds the volume contrast to step 3, with ``ccl.negatives=other_class`` between
+samples of unlike classes alone, by the teacher where there is no label.
 """
 
 from __future__ import annotations
@@ -30,8 +35,9 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Lora, Params
 from mlecs_jax.losses import SoftTargets
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
+from mlecs_jax.modality_exchange import Encoders, ModalityExchange
 from mlecs_jax.setting import Outline, Setting
-from mlecs_jax.stages import device_stage
+from mlecs_jax.stages import device_stage, fuse_public
 
 WIRE = jnp.bfloat16  # of beliefs between tiers: 3 digits are more than a probability is worth
 
@@ -54,6 +60,13 @@ class State:
     pooled: SoftTargets
 
 
+@struct.dataclass
+class SharingState(State):
+    """With ``plus.encoders`` also the mean encoders and projectors, per structure."""
+
+    encoders: Encoders
+
+
 def build(setting: Setting) -> Method:
     """ML-ECS+ over a setting; its levers are ``config.plus``.
 
@@ -70,8 +83,11 @@ def build(setting: Setting) -> Method:
     ask_server = programs.compiled(_server_beliefs, setting.outline)
     pool = programs.compiled(_pooled, setting.outline)
     mix = programs.compiled(_teacher)
+    fuse = programs.compiled(fuse_public, setting.llm)
+    exchange = ModalityExchange(setting)
     predict = Predictor(setting)
     counts = label_counts(setting)
+    counted = np.min_scalar_type(len(setting.federation.modalities))  # uint8: of a sample's "seen"
     no_label = topology.to_cloud(unlabelled(setting)[:, None, None])
     known = 1.0 - float(unlabelled(setting).mean())  # share of D′ that the server has labels of
 
@@ -79,9 +95,22 @@ def build(setting: Setting) -> Method:
         lora = rounds.initial_slm(setting, key)["lora"]
         llm = rounds.initial_llm(setting, key)
         asked = jax.eval_shape(ask_server, setting.cloud, llm)
-        return State(devices=rounds.initial_devices(setting, key, lora), llm=llm,
-                     broadcast=topology.to_edge(lora), pooled=topology.to_cloud(
-                         jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), asked)))
+        devices = rounds.initial_devices(setting, key, lora)
+        pooled = topology.to_cloud(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), asked))
+        return state_of(devices, llm, topology.to_edge(lora), pooled,
+                        exchange.first(devices) if levers.encoders else None)
+
+    def state_of(devices, llm, broadcast, pooled, encoders: Encoders | None) -> State:
+        common = {"devices": devices, "llm": llm, "broadcast": broadcast, "pooled": pooled}
+        return State(**common) if encoders is None else SharingState(**common, encoders=encoders)
+
+    def received(state: State, r: int) -> tuple[Params, ...]:
+        """The devices with what was sent to all: LoRA, and the encoders of what they own."""
+        devices = rounds.overwrite(state.devices, {"lora": state.broadcast}) \
+            if levers.lora else state.devices
+        if isinstance(state, SharingState):
+            devices = exchange.receive(devices, state.encoders, r)
+        return devices
 
     def round(state: State, r: int, key: jax.Array) -> tuple[State, Diagnostics]:
         rate = rounds.rate_at(options, r)
@@ -94,17 +123,20 @@ def build(setting: Setting) -> Method:
         share = 1.0 - known * (1.0 - levers.devices_share)
         teacher = topology.to_edge(mix(ask_server(setting.cloud, llm), state.pooled, share))
         # 3. Devices learn from both sources in turn.
-        devices = rounds.overwrite(state.devices, {"lora": state.broadcast}) \
-            if levers.lora else state.devices
+        anchors, volume = {}, {}
+        if levers.volume:
+            anchors = {"anchors": topology.to_edge(fuse(setting.cloud, llm))}
+            volume = {"volume": levers.volume}
         devices, losses = train_devices(
-            devices, r, rounds.stage_key(key, r, rounds.PUBLIC), on_public=levers.public_share,
-            teacher=teacher, steps=rounds.local_steps(options), rates=rounds.every_group(rate),
-            weights={"lm": 1.0, "distil": levers.distil})
+            received(state, r), r, rounds.stage_key(key, r, rounds.PUBLIC),
+            on_public=levers.public_share, teacher=teacher, steps=rounds.local_steps(options),
+            rates=rounds.every_group(rate), weights={"lm": 1.0, "distil": levers.distil, **volume},
+            **anchors)
         # 4. They upload beliefs, LoRA and modality counts.
         devices, (own, seen) = ask_devices(
             devices, r, rounds.stage_key(key, r, rounds.PUBLIC), ids=teacher.ids)
         uploads = topology.to_cloud({
-            "beliefs": own.astype(WIRE), "seen": seen,
+            "beliefs": own.astype(WIRE), "seen": seen.astype(counted),
             "lora": setting.join([params["lora"] for params in devices]),
             "modalities": setting.federation.owned_at(r).sum(axis=1), "labels": counts})
         # 5. One belief and one LoRA of all.
@@ -112,15 +144,16 @@ def build(setting: Setting) -> Method:
             uploads["beliefs"], uploads["seen"], uploads["labels"]))
         weights = aggregate.modality_weights(uploads["modalities"])
         lora = topology.to_edge(aggregate.weighted_mean(uploads["lora"], weights))
-        return (State(devices=devices, llm=llm, broadcast=lora, pooled=pooled),
+        encoders = exchange.mean(devices, state.encoders, r) \
+            if isinstance(state, SharingState) else None
+        return (state_of(devices, llm, lora, pooled, encoders),
                 {"devices": {"both": losses}, "server": {"llm": server}})
 
     def evaluate(state: State, r: int) -> Predictions:
         predictions = {"after_amt": predict.devices(state.devices, r),
                        "server": predict.server(state.llm, r)}
-        if levers.lora:
-            received = rounds.overwrite(state.devices, {"lora": state.broadcast})
-            predictions["after_broadcast"] = predict.devices(received, r)
+        if (levers.lora or levers.encoders) and setting.asks_after_broadcast(r):
+            predictions["after_broadcast"] = predict.devices(received(state, r), r)
         return predictions
 
     def communication(state: State) -> dict[str, int]:
@@ -129,9 +162,14 @@ def build(setting: Setting) -> Method:
         # Class tokens are known to all; those of captions travel down, two bytes each.
         ids = {} if setting.answer_ids else {
             "ids": jax.ShapeDtypeStruct(state.pooled.ids.shape, jnp.uint16)}
-        return {"uplink": channel.num_bytes(
-                    said | {"modalities": np.zeros(1, np.int32), "labels": counts[0]}),
-                "downlink": channel.num_bytes(said | ids)}
+        anchors = {"anchors": jax.eval_shape(fuse, setting.cloud, state.llm)} \
+            if levers.volume else {}
+        encoders = exchange.num_bytes(state.encoders, state.devices) \
+            if isinstance(state, SharingState) else 0
+        own = {"seen": jax.ShapeDtypeStruct(state.pooled.ids.shape[:1], counted),
+               "modalities": np.zeros(1, np.int32), "labels": counts[0]}
+        return {"uplink": encoders + channel.num_bytes(said | own),
+                "downlink": encoders + channel.num_bytes(said | ids | anchors)}
 
     return Method(init=init, round=round, evaluate=evaluate, communication=communication)
 
@@ -155,7 +193,7 @@ def label_counts(setting: Setting) -> np.ndarray:
 def _pooled(setting: Outline, said, seen, labels):
     """One belief of all devices, its mean aligned with the class frequencies of their data."""
     levers = setting.config.plus
-    pooled = beliefs.pool(said.astype(jnp.float32), seen, levers.weighting)
+    pooled = beliefs.pool(said.astype(jnp.float32), seen.astype(jnp.float32), levers.weighting)
     if not (levers.align and setting.answer_ids):
         return pooled
     counts = labels.sum(axis=0) + 1.0  # a class that no device has is rare and not impossible

@@ -1,12 +1,20 @@
 """ML-ECS+: what travels, what it teaches, and that nobody needs the labels it does without."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlecs_jax import channel
+from mlecs_jax import assemble, channel, methods, stages
+from mlecs_jax import config as configs
+from mlecs_jax.configs import ur_fall
+from mlecs_jax.losses import SoftTargets
 from mlecs_jax.methods import ml_ecs_plus
+from mlecs_jax.models.multimodal import Batch
 from tests.methods.rounds import assert_close, build, moved, run
+from tests.small import config, samples
 
 PLUS = {"method.name": "ml_ecs_plus"}
 
@@ -41,10 +49,107 @@ def test_uplink_and_downlink_are_beliefs_and_lora():
     setting, method, state = build(**PLUS)
     lora = channel.num_bytes(state.broadcast)
     samples = setting.federation.public.target.shape[0]
-    assert method.communication(state) == {"uplink": lora + samples * 3 * 2 + 4 * (1 + 3),
+    # Beliefs of 3 classes in 2 bytes, a byte for the modalities seen of each sample.
+    assert method.communication(state) == {"uplink": lora + samples * (3 * 2 + 1) + 4 * (1 + 3),
                                            "downlink": lora + samples * 3 * 2}
     _, method, state = build(**PLUS | {"plus.lora": False})
     assert method.communication(state)["downlink"] == samples * 3 * 2
+
+
+def test_what_is_counted_is_what_is_sent(monkeypatch):
+    """Every array of the upload, by its own size and type."""
+    setting, method, state = build(**PLUS)
+    uploads = []
+    monkeypatch.setattr(type(setting.topology), "to_cloud", _spy(
+        type(setting.topology).to_cloud, lambda tree: uploads.append(tree)
+        if isinstance(tree, dict) and "beliefs" in tree else None))
+    method.round(state, 0, jax.random.key(0))
+    (sent,) = uploads
+    clients = setting.federation.num_clients
+    sizes = {name: sum(x.size * (4 if name == "modalities" else x.dtype.itemsize) for x in
+                       jax.tree.leaves(part)) / clients for name, part in sent.items()}
+    assert method.communication(state)["uplink"] == sum(sizes.values())
+    assert sent["seen"].dtype == np.uint8
+
+
+def _spy(function, note):
+    def noted(self, tree, **options):
+        note(tree)
+        return function(self, tree, **options)
+
+    return noted
+
+
+def test_communication_is_within_three_times_that_of_ml_ecs():
+    """At the size of UR-Fall: its samples, the cpu preset's models."""
+    values = ur_fall.get_config("cpu").to_dict()
+    values["data"]["source"] = "simulated"
+    sent = {}
+    for name in ("ml_ecs", "ml_ecs_plus"):
+        values["method"]["name"] = name
+        config = configs.parse(values)
+        big = samples(2995)
+        setting = assemble.from_samples(config, dataclasses.replace(big, name="ur_fall"))
+        method = methods.build(setting)
+        sent[name] = method.communication(method.init(jax.random.key(0)))
+    assert sum(sent["ml_ecs_plus"].values()) < sum(sent["ml_ecs"].values())
+    assert sent["ml_ecs_plus"]["uplink"] <= 3 * sent["ml_ecs"]["uplink"]
+
+
+def test_levers_that_are_off_leave_everything_as_it_was():
+    _, _, state = build(**PLUS | {"plus.encoders": False, "plus.volume": 0.0})
+    assert type(state) is ml_ecs_plus.State  # the checkpoints of before are of this
+    assert config(**PLUS).plus.encoders is None and config(**PLUS).plus.volume is None
+
+
+@pytest.mark.slow
+def test_shared_encoders_are_those_of_the_owners():
+    on = PLUS | {"plus.encoders": True, "partition.rho": 1.0}
+    setting, method, state = build(**on)
+    alone = build(**PLUS | {"partition.rho": 1.0})[1:]
+    sent, other = method.communication(state), alone[0].communication(alone[1])
+    encoders = sum(channel.num_bytes(tree) for tree in state.encoders[0].values())
+    assert {way: sent[way] - other[way] for way in sent} == {"uplink": encoders,
+                                                             "downlink": encoders}
+    after, _ = run(method, state, rounds=1)
+    weights = setting.federation.train.count / setting.federation.train.count.sum()
+    name = setting.federation.modalities[0]
+    assert_close(after.encoders[0][name]["encoder"], jax.tree.map(
+        lambda x: np.tensordot(weights, x, axes=1), after.devices[0]["extractor"][name]), 1e-6)
+    again, _ = method.round(jax.device_put(after), 1, jax.random.key(0))
+    assert moved(after.encoders, jax.device_get(again.encoders))
+
+
+@pytest.mark.slow
+def test_volume_loss_speaks_of_public_batches_between_unlike_classes():
+    """Where every batch is private it moves nothing; on public ones its rule matters."""
+    def devices(**overrides):
+        return run(*build(**PLUS | overrides)[1:], rounds=1)
+
+    private, _ = devices(**{"plus.public_share": 0.0})
+    same, losses = devices(**{"plus.public_share": 0.0, "plus.volume": 1.0})
+    assert not np.any(losses["devices"]["both"]["volume"])
+    assert_close(private.devices, same.devices, 1e-6)
+    every, losses = devices(**{"plus.volume": 1.0})
+    assert np.all(losses["devices"]["both"]["volume"] > 0)
+    unlike, _ = devices(**{"plus.volume": 1.0, "ccl.negatives": "other_class",
+                           "partition.public_labels": False})
+    assert moved(every.devices, unlike.devices)
+
+
+def test_negatives_of_rows_without_a_label_are_by_the_teacher():
+    """Rows: label 5, no label and taught 5, no label and taught 7, no label and silence."""
+    target = jnp.array([[5, 1], [-1, -1], [-1, -1], [-1, -1]])
+    teacher = SoftTargets(jnp.full((4, 1, 2), jnp.array([5, 7])),
+                          jnp.array([[0.4, 0.5], [0.9, 0.1], [0.2, 0.8], [0.0, 0.0]])[:, None])
+    batch = Batch(inputs={}, mask=jnp.ones((4, 3), bool), target=target)
+    everyone = jnp.ones(4, bool)
+    np.testing.assert_array_equal(
+        stages.negatives(batch, everyone, "other_class", teacher),
+        [[False, False, True, True], [False, False, True, True], [True, True, False, True],
+         [True, True, True, True]])
+    assert stages.negatives(batch, everyone, "other_class")[1:, 1:].all()
+    assert stages.negatives(batch, everyone, "all", teacher).all()
 
 
 @pytest.mark.parametrize(("devices", "overrides"), [
