@@ -1,5 +1,6 @@
 """A sweep's page: everything it must show, every number a link, no file trusted."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from made_up_sweeps import METHODS, write_sweep
 
 from mlecs_jax.errors import UserError
 from mlecs_jax.report.__main__ import main
+from mlecs_jax.report.sweep_charts import metric_of, metric_words
 from mlecs_jax.report.sweep_files import read_sweep
 from mlecs_jax.report.sweep_report import write_sweep_report
 
@@ -64,6 +66,48 @@ def test_confusions_are_summed_over_devices_and_seeds(tmp_path):
                  for c in run.files.clients)
     part = page[page.index('<section id="confusion"'):]
     assert f">{corner:,.0f}</td>" in part
+
+
+def test_variants_stand_side_by_side_for_devices_and_server(sweep, tmp_path):
+    """Every other method of a cell taken for a variant of the first."""
+    content = json.loads((sweep / "sweep.json").read_text())
+    for run in content["runs"]:
+        if run["labels"]["method"] != "ml_ecs":
+            run["labels"] |= {"method": "ml_ecs", "variant": f"w/o {run['labels']['method']}"}
+    folder = tmp_path / "mlecs-ablation"
+    shutil.copytree(sweep.parent / "runs", tmp_path / "runs")
+    folder.mkdir()
+    (folder / "sweep.json").write_text(json.dumps(content))
+    page = write_sweep_report(folder).read_text()
+    ablation = page[page.index('<section id="ablation"'):page.index('<section id="learning"')]
+    assert ablation.count("<figure") == 2 * 2 and "devices, " in ablation
+    assert [ablation.count(f'class="mean {style}') for style in ("dev", "srv")] == [
+        2 * len(METHODS)] * 2
+    assert "w/o localpub, seed 2" in ablation
+
+
+def test_cells_of_several_tasks_have_their_own_metrics(sweep):
+    """A sweep of classes and captions draws either."""
+    files = read_sweep(sweep)
+    captions = [dataclasses.replace(run, labels={**run.labels, "dataset": "vast"})
+                for run in files.runs if not run.failure]
+    for run in captions:
+        renamed = json.dumps(run.files.rounds).replace('"f1"', '"rougeLsum"')
+        made = dataclasses.replace(run.files, rounds=json.loads(renamed))
+        object.__setattr__(run, "files", made)
+    both = dataclasses.replace(files, runs=(*files.runs, *captions))
+    assert metric_words(both) == "macro-F1 or ROUGE-LSum"
+    assert {metric_of(runs) for runs in both.cells().values()} == {"f1", "rougeLsum"}
+
+
+def test_a_page_of_a_part_says_so(sweep, tmp_path):
+    content = json.loads((sweep / "sweep.json").read_text()) | {"missing": 7}
+    folder = tmp_path / "mlecs-table1"
+    shutil.copytree(sweep.parent / "runs", tmp_path / "runs")
+    folder.mkdir()
+    (folder / "sweep.json").write_text(json.dumps(content))
+    page = write_sweep_report(folder).read_text()
+    assert "7 not there yet" in page and "Incomplete" in page
 
 
 def test_simulated_runs_make_a_simulated_page(tmp_path):

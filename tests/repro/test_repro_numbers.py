@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from mlecs_jax.config import parse as parse_config
 from mlecs_jax.errors import UserError
 from mlecs_jax.repro import options, paper, render, results
 from mlecs_jax.repro.artefacts import ablation, regime, table1, table2
@@ -149,6 +150,26 @@ def test_where_collaboration_pays():
         "ML-ECS+", "+.097", ".000"]
 
 
+def test_levers_are_shown_by_what_chooses_them():
+    """Two levers: validation prefers the one that test data do not."""
+    def variant(name, test, validation):
+        found = made_up({"ml_ecs_plus": {0: test, 1: test + 0.02}}, variant=name, split="sequence")
+        return tuple(dataclasses.replace(run, values={**run.values, (
+            FINAL, "validation.client.avg_f1"): validation}) for run in found.runs)
+
+    found = Results(variant("", 0.7, 0.6) + variant("w/o LoRA", 0.75, 0.5)
+                    + variant("+ encoders", 0.65, 0.625))
+    shown = ablation.findings(parsed("ablation"), found)
+    scores, test, validation = shown.tables
+    assert [row[1].text for row in scores.rows] == ["ML-ECS+", "w/o LoRA", "+ encoders"]
+    assert [row[4].text for row in scores.rows] == [".600 ± .000", ".500 ± .000", ".625 ± .000"]
+    assert not any("lost" in column for column in scores.columns)
+    assert test.rows[0][1].text == "−.050 [−.050, −.050]" and "validation" in validation.title
+    assert validation.rows[0][1].text == "+.100 [+.100, +.100]"
+    assert any("highest with + encoders (.625; ML-ECS+ as it is: .600); on test data that variant "
+               "has .660, ML-ECS+ as it is .710." in sentence for sentence in shown.sentences)
+
+
 def test_a_row_per_run_and_metric_leads_to_its_run(tmp_path):
     rows = results.tidy(made_up({"ml_ecs": {0: 0.8, 1: 0.5}}), Path("/w"))
     assert len(rows) == 2 * 4
@@ -176,6 +197,12 @@ def test_grids_of_the_artefacts():
     without = {job.labels["variant"]: job.values["method"] for job in ablation.jobs(
         parsed("ablation", "--seeds=1", "--rho=0.5", "--splits=frame"))}
     assert not without["w/o MMA"]["mma"] and without["w/o MMA"]["ccl"] and without[""]["mma"]
+    levers = ablation.jobs(parsed("ablation", "--seeds=1", "--rho=0.5", "--splits=sequence",
+                                  "--methods=ml_ecs_plus", "--labelled=50,200",
+                                  "--public=unlabelled,partly"))
+    assert len(levers) == 4 * len(ablation.LEVERS) == len(
+        {configuration_key(job, {}) for job in levers})
+    assert all(parse_config(job.values) and not job.extras for job in levers)
     every = regime.jobs(parsed("regime", "--seeds=1", "--methods=ml_ecs"))
     assert {(j.labels["labelled"], regime.public_words(j.labels)) for j in every} == {
         (n, p) for n in (25, 50, 200, 0) for p in ("unlabelled", "10 % labelled", "labelled")}
