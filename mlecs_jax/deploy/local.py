@@ -36,6 +36,7 @@ USAGE = """usage: python -m mlecs_jax.deploy local [--devices=3] [--config=ur_fa
 HOST = "127.0.0.1"
 GATHER_S = 600.0  # ours all come, however slow this machine
 RESTARTS = 3  # of one device that dies
+LOOK_S = 0.5  # seconds between looks at devices' processes
 PATIENCE_S = 15.0  # seconds that processes have to end by themselves
 
 
@@ -109,13 +110,9 @@ class Deployment:
     def __enter__(self) -> Deployment:
         self._logs.mkdir(parents=True, exist_ok=True)
         try:
-            cloud = self._start(wire.CLOUD, "cloud", f"--kit={self._cloud_kit.folder}",
-                                f"--workdir={self._workdir}", f"--listen={self._address}",
-                                "--events", f"--gather={GATHER_S}", stdout=subprocess.PIPE)
-            assert cloud.stdout is not None
-            threading.Thread(target=self._read, args=(cloud.stdout,), daemon=True).start()
+            self.start_cloud()
             for name in self._kits:
-                self._start_edge(name)
+                self.start_edge(name)
         except BaseException:
             self.stop()
             raise
@@ -132,12 +129,14 @@ class Deployment:
         Raises:
           UserError: the cloud ended without a summary, or a device cannot take part.
         """
-        summary = None
+        summary, looked = None, time.monotonic()
         while True:
-            try:
-                event = self._events.get(timeout=0.5)
-            except queue.Empty:
+            if time.monotonic() - looked > LOOK_S:  # also where rounds are shorter than that
+                looked = time.monotonic()
                 self._look_after_devices(on_event)
+            try:
+                event = self._events.get(timeout=LOOK_S)
+            except queue.Empty:
                 continue
             if event is None:
                 break
@@ -152,6 +151,22 @@ class Deployment:
         self._wait(PATIENCE_S)
         return summary
 
+    def start_cloud(self) -> None:
+        """Starts the cloud, again where it has ended: at the same address, so that devices that are
+        there find it; then :meth:`run` again."""
+        self._forget(wire.CLOUD)
+        cloud = self._start(wire.CLOUD, "cloud", f"--kit={self._cloud_kit.folder}",
+                            f"--workdir={self._workdir}", f"--listen={self._address}",
+                            "--events", f"--gather={GATHER_S}", stdout=subprocess.PIPE)
+        assert cloud.stdout is not None
+        threading.Thread(target=self._read, args=(cloud.stdout,), daemon=True).start()
+
+    def start_edge(self, name: str) -> None:
+        """Starts a device, again where it has ended."""
+        self._forget(name)
+        self._start(name, "edge", f"--kit={self._kits[name].folder}", f"--connect={self._address}",
+                    f"--turns={self._logs / '.turn'}")
+
     def stop(self) -> None:
         """Ends what still runs: by request, and after a while by force."""
         for process in self.processes.values():
@@ -162,14 +177,13 @@ class Deployment:
             if process.poll() is None:
                 process.kill()
             process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
+            _close(process)
 
-    def _start_edge(self, name: str) -> None:
-        self._start(name, "edge", f"--kit={self._kits[name].folder}", f"--connect={self._address}",
-                    f"--turns={self._logs / '.turn'}")
+    def _forget(self, name: str) -> None:
+        """Lets go of a process that has ended, if there was one."""
+        if (process := self.processes.pop(name, None)) is not None:
+            process.wait()
+            _close(process)
 
     def _start(self, name: str, *words: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
         with open(self._logs / f"{name}.log", "ab") as log:
@@ -197,7 +211,7 @@ class Deployment:
             self._restarts[name] += 1
             on_event("device", {"device": name, "what": f"its process died (code {code}); "
                                                         "started again"})
-            self._start_edge(name)
+            self.start_edge(name)
 
     def _last_line(self, name: str) -> str:
         log = self._logs / f"{name}.log"
@@ -209,6 +223,14 @@ class Deployment:
         for process in self.processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    """Closes the pipes to a process that has ended."""
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
 def free_port() -> int:

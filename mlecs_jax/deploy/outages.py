@@ -3,10 +3,15 @@
 The same deployment on this machine, once undisturbed and once for every outage:
 
 ========= =========================================================================================
-device    one device's process is killed (SIGKILL) after a third of the rounds
-cloud     the cloud's process is killed, and the same command is given again
+device    one device's process is killed (SIGKILL) after a third of the rounds; its machine starts
+          it again
+cloud     the cloud's process alone is killed and started again, devices stay and find it
+all       the cloud's process is killed, devices end, and the same command is given again
 hung      one device is stopped (SIGSTOP) until it has missed two rounds, then goes on (SIGCONT)
 ========= =========================================================================================
+
+A process takes half a minute to start and to compile: let rounds be long, or many, to see a device
+come back.
 """
 
 from __future__ import annotations
@@ -30,11 +35,12 @@ USAGE = """usage: python -m mlecs_jax.deploy outages --config=NAME [--config.KEY
 
   --workdir   a folder with one run per outage; finished ones are not repeated
   --deadline  seconds a device has for an answer
-  --only      of clean, device, cloud, hung; the clean run is what the others are compared with"""
+  --only      of clean, device, cloud, all, hung; the others are compared with the clean run"""
 
 VICTIM = 1  # of the devices
 MISSES = 2  # rounds that the hung device misses
-OUTAGES = ("clean", "device", "cloud", "hung")
+OUTAGES = ("clean", "device", "cloud", "all", "hung")
+CLOUDS = ("cloud", "all")  # of them the cloud's
 
 
 def main(argv: list[str]) -> int:
@@ -85,7 +91,7 @@ def suffer(
             if kind == "round" and event["round"] == at and not done:
                 if outage == "device":
                     strike(signal.SIGKILL, victim)
-                elif outage == "cloud":
+                elif outage in CLOUDS:
                     strike(signal.SIGKILL, wire.CLOUD)
                 elif outage == "hung":
                     strike(signal.SIGSTOP, victim)
@@ -95,9 +101,12 @@ def suffer(
         try:
             deployment.run(on_event)
         except UserError:
-            if outage != "cloud" or not done:
+            if outage not in CLOUDS or not done:
                 raise
-    if outage == "cloud":
+            if outage == "cloud":
+                deployment.start_cloud()
+                deployment.run(lambda kind, event: None)
+    if outage == "all":
         with Deployment(folders, workdir) as deployment:
             deployment.run(lambda kind, event: None)
 
