@@ -17,7 +17,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
-from mlecs_jax.errors import UserError
+from mlecs_jax.errors import UserError, exit_code
 
 STATES = ("ok", "worn", "broken")
 ROWS_PER_SHIFT = 20
@@ -117,17 +117,15 @@ def _photographs(rng: np.random.Generator, state: np.ndarray) -> np.ndarray:
 
 def main(arguments: list[str]) -> int:
     """Writes the example into the one folder named; returns the exit code."""
+    return exit_code(lambda: _main(arguments))
+
+
+def _main(arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m mlecs_jax.data.example DIR", file=sys.stderr)
-        return 2
-    try:
-        manifest = write(Path(arguments[0]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError("usage: python -m mlecs_jax.data.example DIR")
+    manifest = write(Path(arguments[0]))
     print(f"Wrote a made-up factory to {manifest.parent}. Train on it with:\n"
           f"  python -m mlecs_jax.run --config=table --config.data.manifest={manifest}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlecs_jax.data import mosei, mosi, paths, ur_fall
-from mlecs_jax.errors import UserError
+from mlecs_jax.errors import exit_code
 
 DATASETS = {"ur_fall": ur_fall, "mosi": mosi, "mosei": mosei}
 """Modules by dataset name. Each has ``SUMMARY``, ``BASE_URL``, ``add_arguments(parser)``,
@@ -17,22 +17,21 @@ DATASETS = {"ur_fall": ur_fall, "mosi": mosi, "mosei": mosei}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code: 0, or 2 after bad input."""
+    return exit_code(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     options = vars(_parser().parse_args(arguments))
     name = options.pop("dataset")
     module = DATASETS[name]
     source, wanted, url = (options.pop(key) for key in ("source", "download", "url"))
     source = source and source.expanduser()  # shells leave the ~ of --source=~/x alone
-    try:
-        if wanted:
-            source = source or paths.data_dir() / name
-            print(f"{module.download(source, url)} files downloaded to {source}")
-        made = module.prepare(source, **options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if wanted:
+        source = source or paths.data_dir() / name
+        print(f"{module.download(source, url)} files downloaded to {source}")
+    made = module.prepare(source, **options)
     print(f"prepared under {paths.prepared_dir()}" if made else
           f"already prepared from these files, under {paths.prepared_dir()}")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
