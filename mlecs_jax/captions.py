@@ -7,18 +7,19 @@ rows are captioned, of all corpora; the test rows are after the last round and e
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from mlecs_jax.config import CaptionsConfig
+from mlecs_jax import programs
+from mlecs_jax.config import CaptionsConfig, Config
 from mlecs_jax.federation import Rows, gather
 from mlecs_jax.lora import Params
 from mlecs_jax.metrics import bertscore
@@ -38,6 +39,13 @@ def options_of(setting: Setting) -> CaptionsConfig:
     return options
 
 
+def tests_due(config: Config, r: int | None) -> bool:
+    """Whether test rows are captioned after round ``r`` (None: as after the last)."""
+    assert config.captions is not None
+    every = config.captions.test_every
+    return r is None or r == config.train.rounds - 1 or bool(every and (r + 1) % every == 0)
+
+
 def validated(num_val: int, wanted: int, seed: int) -> np.ndarray:
     """Which of a node's validation rows are captioned after every round, int ``[n]`` ascending.
 
@@ -53,6 +61,33 @@ def generate_batch(
     setting: Setting, model: MultimodalModel, backbone: Params, params: Params, batch: Batch
 ) -> Int[Array, "B T"]:
     """Greedy captions of a batch: tokens up to and with the end of sequence."""
+    return _generated(limits_of(setting), model, backbone, params, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a caption can be, for programs that runs share.
+
+    Attributes:
+      longest: tokens, with the end of sequence.
+      end: the token that ends it.
+      vocabulary: tokens that there are.
+    """
+
+    longest: int
+    end: int
+    vocabulary: int
+
+
+def limits_of(setting: Setting) -> Limits:
+    """Of a run's captions."""
+    return Limits(options_of(setting).max_tokens, setting.tokenizer.eos_token_id,
+                  len(setting.tokenizer))
+
+
+def _generated(
+    limits: Limits, model: MultimodalModel, backbone: Params, params: Params, batch: Batch
+) -> Int[Array, "B T"]:
     _, fused = model.represent(params, batch.inputs, batch.mask)
     prefix = cast(Array, model.generator.apply(
         {"params": params["generator"]}, fused, deterministic=True))
@@ -60,32 +95,34 @@ def generate_batch(
                               (fused.shape[0], len(model.prompt)))
     return generate.greedy(
         model.decoder, backbone, params["lora"], prefix, prompt, jnp.ones(prompt.shape, bool),
-        max_new_tokens=options_of(setting).max_tokens, eos_id=setting.tokenizer.eos_token_id,
-        vocab_size=len(setting.tokenizer))
+        max_new_tokens=limits.longest, eos_id=limits.end, vocab_size=limits.vocabulary)
+
+
+def _device_captions(limits: Limits, model: MultimodalModel, shared, params, data):
+    """A device's captions of the rows ``data['index']``; ``params`` is the state of
+    for_each_client, which stays as it is: the parameters that answer are data."""
+    batch = gather(held_out_rows(shared, data), data["owned"], shared["moments"], data["index"])
+    return params, _generated(limits, model, shared["slm"], data["params"], batch)
+
+
+def _server_captions(limits: Limits, model: MultimodalModel, cloud, params: Params, index):
+    """The server's captions of some of its rows, with every modality that a row has."""
+    rows: Rows = cloud["public_held_out"]
+    every = jnp.ones(rows.available.shape[-1], bool)
+    return _generated(limits, model, cloud["llm"], params,
+                      gather(rows, every, cloud["moments"], index))
 
 
 class CaptionPredictor:
     """Compiled captions of devices and server on their held-out rows."""
 
     def __init__(self, setting: Setting):
-        self._setting = setting
-
-        def device(model, shared, params, data):
-            del params  # state slot of for_each_client: evaluation changes nothing
-            batch = gather(held_out_rows(shared, data), data["owned"], shared["moments"],
-                           data["index"])
-            return (), generate_batch(setting, model, shared["slm"], data["params"], batch)
-
-        def server(cloud, params, index):
-            rows: Rows = cloud["public_held_out"]
-            every = jnp.ones(rows.available.shape[-1], bool)
-            batch = gather(rows, every, cloud["moments"], index)
-            return generate_batch(setting, setting.llm, cloud["llm"], params, batch)
-
+        self._setting, limits = setting, limits_of(setting)
         # One device at a time: its rows fill a chip, and caches of several would not fit.
-        self._devices = [setting.for_each_client(functools.partial(device, cohort.model), chunk=1)
-                         for cohort in setting.cohorts]
-        self._server = jax.jit(server)
+        self._devices = [
+            setting.for_each_client_shared(_device_captions, limits, cohort.model, chunk=1)
+            for cohort in setting.cohorts]
+        self._server = programs.compiled(_server_captions, limits, setting.llm)
 
     def devices(self, params: tuple[Params, ...], r: int) -> np.ndarray:
         """Caption tokens ``[C, n, T]`` of every device on its held-out rows after round ``r``;
@@ -94,13 +131,17 @@ class CaptionPredictor:
         rows = [self._asked(r, int(num_val), len(federation.held_out_rows(j, "test")))
                 for j, num_val in enumerate(federation.num_val)]
         captions = self._empty((len(rows), federation.held_out.target.shape[-2]))
+        places = [np.searchsorted(setting.numbers, cohort.clients) for cohort in setting.cohorts]
         for index in _chunks(rows):
-            for run, own, cohort in zip(self._devices, params, setting.cohorts, strict=True):
+            for run, own, cohort, place in zip(self._devices, params, setting.cohorts, places,
+                                               strict=True):
                 data = {"params": own, "owned": setting.owned(r, cohort), "index":
-                        setting.topology.to_edge(index[cohort.clients], per_client=True)}
+                        setting.topology.to_edge(index[place], per_client=True)}
                 tokens = run(setting.edge, (), data | setting.held_out(cohort))[1]
-                captions[cohort.clients[:, None], index[cohort.clients]] = (
-                    setting.topology.host(tokens))
+                captions[place[:, None], index[place]] = setting.topology.host(tokens)
+        for own, asked in zip(captions, rows, strict=True):
+            if not len(asked):  # kept company with the others
+                own[:] = NOT_CAPTIONED
         return captions
 
     def server(self, params: Params, r: int | None = None) -> np.ndarray:
@@ -117,22 +158,22 @@ class CaptionPredictor:
 
     def _asked(self, r: int | None, num_val: int, num_test: int) -> np.ndarray:
         """Held-out rows to caption after a round (None: as after the last)."""
-        options, rounds = options_of(self._setting), self._setting.config.train.rounds
-        val = validated(num_val, options.val_rows, self._setting.config.partition.seed)
-        last = r is None or r == rounds - 1
-        due = r is not None and options.test_every and (r + 1) % options.test_every == 0
-        return np.concatenate([val, num_val + np.arange(num_test)]) if last or due else val
+        config = self._setting.config
+        val = validated(num_val, options_of(self._setting).val_rows, config.partition.seed)
+        due = tests_due(config, r)
+        return np.concatenate([val, num_val + np.arange(num_test)]) if due else val
 
     def _empty(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.full((*shape, options_of(self._setting).max_tokens), NOT_CAPTIONED, np.int32)
 
 
 def _chunks(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Row numbers of every node ``[C, CHUNK]``, call by call; short nodes repeat their first."""
+    """Row numbers of every node ``[C, CHUNK]``, call by call; short nodes repeat their first, and
+    those that are asked for none the first they have."""
     longest = max(map(len, rows))
     width = -(-longest // CHUNK) * CHUNK
-    padded = np.stack([np.concatenate([own, np.full(width - len(own), own[0], own.dtype)])
-                       for own in rows])
+    padded = np.stack([np.concatenate([own, np.full(
+        width - len(own), own[0] if len(own) else 0, own.dtype)]) for own in rows])
     return [padded[:, start:start + CHUNK] for start in range(0, width, CHUNK)]
 
 
@@ -190,7 +231,7 @@ def score_node(
 
 def shown(setting: Setting, predictions: Mapping[str, Any], stage: str) -> list[dict[str, Any]]:
     """Captions to read: test rows drawn at random (not chosen by score), the server's and each
-    device's by turns, beside reference, inputs and score."""
+    device's by turns, beside reference, inputs and score; of the nodes that have predictions."""
     federation, count = setting.federation, options_of(setting).shown
     nodes: list[tuple[int | None, np.ndarray, int]] = [
         (j, np.asarray(tokens), int(federation.num_val[j]))
@@ -198,7 +239,7 @@ def shown(setting: Setting, predictions: Mapping[str, Any], stage: str) -> list[
     if "server" in predictions:
         nodes.insert(0, (None, np.asarray(predictions["server"]), federation.public_num_val))
     rng = np.random.default_rng(setting.config.seed)
-    owned = federation.owned_at(setting.config.train.rounds - 1)
+    owned = federation.owned_at(setting.config.train.rounds - 1)[setting.numbers]
     queues = []
     for client, tokens, num_val in nodes:
         rows, own = captioned(setting, client, tokens, num_val, "test")
@@ -215,7 +256,7 @@ def _sample(
     has = np.asarray(samples.present[row]) & (True if client is None else owned[client])
     reference, text = _references(setting)[row], texts_of(setting, tokens[None])[0]
     return {
-        "node": "server" if client is None else f"device {client}",
+        "node": "server" if client is None else f"device {setting.numbers[client]}",
         "row": row,
         "modalities": [name for name, there in zip(samples.modalities, has, strict=True) if there],
         "reference": reference,

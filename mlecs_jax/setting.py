@@ -92,6 +92,12 @@ class Setting:
         """Whether devices answer after the broadcast that ends round ``r`` too."""
         return not self.briefly or r == self.config.train.rounds - 1
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """Numbers of the devices that are here, int ``[N]``, ascending: 0 … N-1 in a simulation,
+        one in a deployed device, none in a deployed cloud."""
+        return np.sort(np.concatenate([np.empty(0, int), *(c.clients for c in self.cohorts)]))
+
     def for_each_client(
         self, fn: ClientFn, *, chunk: int | None = None
     ) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
@@ -102,7 +108,7 @@ class Setting:
                                mesh=self.topology.edge)
 
     def for_each_client_shared(
-        self, fn: Callable[..., tuple[Tree, Tree]], *static: Hashable
+        self, fn: Callable[..., tuple[Tree, Tree]], *static: Hashable, chunk: int | None = None
     ) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
         """:meth:`for_each_client` of ``fn`` with its first arguments fixed, compiled once for all
         runs of this process (:mod:`mlecs_jax.programs`)."""
@@ -110,7 +116,8 @@ class Setting:
         while isinstance(fn, functools.partial) and not fn.keywords:
             fn, static = fn.func, (*fn.args, *static)
         return programs.compiled_for_clients(fn, *static, backend=clients.backend,
-                                             chunk=clients.chunk, mesh=self.topology.edge)
+                                             chunk=chunk or clients.chunk,
+                                             mesh=self.topology.edge)
 
     @functools.cached_property
     def outline(self) -> Outline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -149,8 +149,13 @@ def check_facts(message: Message, template: Template) -> None:
             raise WireError("range", f"'{path}' is {values.tolist()}")
 
 
-def check_scores(message: Message, template: Template) -> None:
+def check_scores(
+    message: Message, template: Template, scored: Collection[str] = ()
+) -> None:
     """Checks what a device says of itself: scores are shares or not there (NaN), counts positive.
+
+    Args:
+      scored: splits of which the device has rows; scores of these are there.
 
     Raises:
       WireError: see :func:`check_arrays`.
@@ -158,7 +163,9 @@ def check_scores(message: Message, template: Template) -> None:
     check_arrays(message, template, finite=False)
     for path, values in message.arrays.items():
         if path.startswith("scores/") and values.dtype.kind == "f":
-            good = np.isnan(values) | ((values >= 0) & (values <= 1))
+            good = (values >= 0) & (values <= 1)
+            if path.split("/")[1] not in scored:
+                good |= np.isnan(values)
         elif values.dtype.kind == "i":
             good = values >= 0
         else:

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlecs_jax import channel, privacy, robust, runlog, scoring
+from mlecs_jax import captions, channel, privacy, robust, runlog, scoring
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.codecs import Uplink
 from mlecs_jax.config import Config
-from mlecs_jax.deploy import admission, node, protocol, share
+from mlecs_jax.deploy import admission, node, protocol
 from mlecs_jax.deploy.admission import Expected
 from mlecs_jax.deploy.crew import Crew, OnEvent, Roll
 from mlecs_jax.deploy.session import Session
@@ -69,7 +69,7 @@ class CloudApp:
         robust.check(session.experiment.aggregation, len(session.roster))
         self._session, self._transport, self._workdir = _enough(session), transport, workdir
         self._on_event, self._latest = on_event, latest or (lambda: session)
-        self._setting = node.cloud_setting(session, share.load(data_dir), devices)
+        self._setting = node.cloud_setting(session, data_dir, devices)
         self._part = ml_ecs.cloud_part(self._setting)
         self._uplink = Uplink(self._setting.config.channel)
         options = self._setting.config.privacy
@@ -117,6 +117,8 @@ class CloudApp:
             crew.finish(rounds)
             summary = self._summary(crew, server, log.records,
                                     COMPILE_CLOCK.seconds - compiled_before)
+            if self._setting.config.captions is not None:  # devices keep theirs
+                log.write_samples(captions.shown(self._setting, self._answers, scoring.PRIMARY))
             log.write_summary(summary)
             write_report(self._workdir)
         return summary
@@ -205,23 +207,24 @@ class CloudApp:
 
     def _evaluated(self, crew: Crew, server: Params, r: int) -> dict[str, Message]:
         """What devices say of themselves after a round; keeps everyone's scores."""
-        samples = self._setting.federation.samples
-        said = crew.ask("evaluate", r, self._broadcast(server), Expected(
-            protocol.metrics(self._setting.config, len(samples.class_names),
-                             len(samples.modalities)), functools.partial(self._check_metrics, r)))
-        answers = jax.device_get({"server": self._part.evaluate(server, r)})
+        samples, config = self._setting.federation.samples, self._setting.config
+        template = protocol.metrics(config, len(samples.class_names), len(samples.modalities), r)
+
+        def check(message: Message, template: admission.Template) -> None:
+            counts = crew.facts[message.header.sender]
+            admission.check_scores(message, template, [
+                split for split in protocol.SPLITS if counts[f"{split}_samples"]])
+            self._check_readings(message, r)
+
+        said = crew.ask("evaluate", r, self._broadcast(server), Expected(template, check))
+        self._answers = jax.device_get({"server": self._part.evaluate(server, r)})
         self._last = {split: self._scores(said, split)
-                      | scoring.score(self._setting, answers, split) for split in protocol.SPLITS}
+                      | scoring.score(self._setting, self._answers, split)
+                      for split in protocol.splits(config, r)}
         nobody = np.zeros(len(self._setting.federation.modalities), np.int64)
         self._owned = [(said[name].arrays["readings"] if name in said else nobody) > 0
                        for name in self._session.roster]
         return said
-
-    def _check_metrics(
-        self, r: int, message: Message, template: admission.Template
-    ) -> None:
-        admission.check_scores(message, template)
-        self._check_readings(message, r)
 
     def _record(
         self, r: int, said: Mapping[str, Message], on_server: dict[str, Any], server: Params,
@@ -248,9 +251,11 @@ class CloudApp:
                 if self._private else {})}
 
     def _scores(self, said: Mapping[str, Message], split: str) -> dict[str, list[NodeScores]]:
-        classes = len(self._setting.federation.samples.class_names)
-        return {when: [protocol.unpacked_scores(said[name].arrays, split, when)
-                       if name in said else protocol.no_scores(classes)
+        config = self._setting.config
+        nothing = protocol.no_scores(
+            config, len(self._setting.federation.samples.class_names))
+        return {when: [protocol.unpacked_scores(config, said[name].arrays, split, when)
+                       if name in said else nothing
                        for name in self._session.roster] for when in protocol.ANSWERS}
 
     def _communication(self, server: Params) -> dict[str, int]:
@@ -289,8 +294,9 @@ def check_deployable(config: Config) -> None:
     if config.method.name != "ml_ecs":
         raise UserError(f"method.name is {config.method.name}; this cloud is of "
                         "ml_ecs")
-    if config.captions is not None:
-        raise UserError("a deployment learns classes so far; simulate captions with mlecs_jax.run")
+    if config.captions is not None and config.captions.bertscore:
+        raise UserError("captions.bertscore is scaled by everyone's references, which no node of a "
+                        "deployment has; leave it empty")
     if config.eval.ceiling_steps:
         raise UserError("eval.ceiling_steps trains on everyone's data at one place; set it to 0")
     privacy.check(config.privacy)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.panel import Panel
 
 from mlecs_jax.deploy.session import Session
+from mlecs_jax.metrics import rouge
 from mlecs_jax.progress import Progress
 
 
@@ -38,7 +39,7 @@ class Display(Progress):
     def __init__(self, session: Session, workdir: Path):
         super().__init__(workdir)
         self._session = session
-        self._metric = "f1"  # devices answer with classes; texts are not dealt
+        self._metric = "f1" if session.experiment.captions is None else rouge.PRIMARY
         self._begun = self._warned = False
 
     def __enter__(self) -> Display:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from mlecs_jax import cli
 from mlecs_jax import config as configs
-from mlecs_jax.deploy import systems
+from mlecs_jax.deploy import systems, wire
 from mlecs_jax.errors import UserError
 
 USAGE = """usage: python -m mlecs_jax.deploy drill --config=NAME[:VARIANT] [--config.KEY=VALUE …]
@@ -114,21 +114,18 @@ class Drill:
     """Runs rows of the table over one dealt dataset."""
 
     def __init__(self, values: Values, out: Path, share: float, factor: float):
-        from mlecs_jax import assemble, experiment
-        from mlecs_jax.deploy import share as shares
+        from mlecs_jax import experiment
 
         experiment.use_compilation_cache()
         self.config = configs.parse(values)
         self._values, self._out, self._factor = values, out, factor
-        dealt = assemble.setting(self.config).federation
-        self.poisoners = max(1, round(share * dealt.num_clients))
-        self._train_rows = int(dealt.train.target.shape[1])
-        self._names = tuple(f"d{j}" for j in range(dealt.num_clients))
-        if dealt.num_clients < 2:
+        self._dealt = systems.of(values).deal(values, True)
+        self._names = tuple(f"d{j}" for j in range(len(self._dealt.save) - 1))
+        self.poisoners = max(1, round(share * len(self._names)))
+        if len(self._names) < 2:
             raise UserError("the drill needs two devices or more; raise partition.num_clients")
-        for part in shares.split(dealt, public_labels=self.config.partition.public_labels):
-            name = "cloud" if part.node == shares.CLOUD else f"d{part.node}"
-            shares.save(part, out / "kits" / name)
+        for name, save in zip((wire.CLOUD, *self._names), self._dealt.save, strict=True):
+            save(out / "kits" / name)
 
     def run(self, row: Row) -> dict[str, Any]:
         """One row's run, or what it left when it was run before."""
@@ -143,14 +140,14 @@ class Drill:
         with self._devices(row, session, folder) as edges:
             transport = MemoryTransport(edges, delay=self._delay(row))
             summary = self._trained(row, session, transport, folder)
-        told = summary["deployment"]
+        told, metric = summary["deployment"], summary["primary_metric"]
         result = {
             "row": row.name, "what": row.what, "rounds": summary["rounds"],
             "lost_rounds": self.config.train.rounds - summary["rounds"],
             "uploads": sum(told["uploads"].values()),
             "missed": told["missed"], "refused": told["refused"], "dropped": told["dropped"],
-            "sessions": told["sessions"], "devices_f1": summary["client"]["avg_f1"],
-            "server_f1": summary["server"]["f1"]}
+            "sessions": told["sessions"], "metric": metric,
+            "devices": summary["client"][f"avg_{metric}"], "server": summary["server"][metric]}
         done.write_text(json.dumps(result, indent=2) + "\n")
         return result
 
@@ -159,9 +156,9 @@ class Drill:
 
         aggregation = {**(self._values.get("aggregation") or {}), **row.aggregation}
         return session.create(
-            {**self._values, "aggregation": aggregation}, self._names, self._train_rows,
+            {**self._values, "aggregation": aggregation}, self._names, self._dealt.train_rows,
             session.Limits(deadline_s=DEADLINE_S, first_deadline_s=DEADLINE_S, misses=2,
-                           wait_s=30.0))
+                           wait_s=30.0), self._dealt.language)
 
     @contextlib.contextmanager
     def _devices(self, row: Row, session: Any, folder: Path) -> Iterator[dict[str, Any]]:
@@ -219,14 +216,17 @@ class Drill:
 
 
 def table(found: list[dict[str, Any]]) -> Table:
-    """The drill as people read it; F1 beside the clean run's where there is one."""
+    """The drill as people read it; scores beside the clean run's where there is one."""
+    from mlecs_jax.progress import LONG  # imports jax
+
     clean = next((row for row in found if row["row"] == "clean"), None)
-    result = Table(title="fault drill: test macro-F1 after the last round")
+    metric = LONG.get(found[0]["metric"], found[0]["metric"]) if found else ""
+    result = Table(title=f"fault drill: test {metric} after the last round")
     for column in ("what happens", "rounds", "uploads", "refused", "missed", "devices", "server"):
         result.add_column(column, justify="left" if column in ("what happens", "refused",
                                                                "missed") else "right")
 
-    def f1(row: dict[str, Any], key: str) -> str:
+    def score(row: dict[str, Any], key: str) -> str:
         beside = f" ({row[key] - clean[key]:+.3f})" if clean and row is not clean else ""
         return f"{row[key]:.3f}{beside}"
 
@@ -234,5 +234,5 @@ def table(found: list[dict[str, Any]]) -> Table:
         counts = [", ".join(f"{reason} × {n}" for reason, n in row[key].items()) or "–"
                   for key in ("refused", "missed")]
         result.add_row(row["what"], str(row["rounds"]), str(row["uploads"]), *counts,
-                       f1(row, "devices_f1"), f1(row, "server_f1"))
+                       score(row, "devices"), score(row, "server"))
     return result

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlecs_jax import channel, privacy, scoring
-from mlecs_jax.deploy import admission, node, protocol, share
+from mlecs_jax import captions, channel, privacy, scoring
+from mlecs_jax.deploy import admission, node, protocol
 from mlecs_jax.deploy.crew import behind
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.deploy.state import EdgeState, Notes
@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 class EdgeApp:
     """A device's side of ML-ECS. One at a time handles messages; programs stay compiled between.
 
-    Readings, labels, single predictions, encoders and connectors stay here. What leaves is in
+    Readings, answers, single predictions, encoders and connectors stay here; so do captions to
+    read, ``samples.jsonl`` in the state's folder. What leaves is in
     :data:`mlecs_jax.deploy.wire.Kind`'s table and, array by array, in
     :mod:`mlecs_jax.deploy.protocol`.
 
@@ -50,7 +51,7 @@ class EdgeApp:
         self.name = name
         self._session, self._config = session, session.experiment
         self._number = session.number(name)
-        self._setting = node.device_setting(session, self._number, share.load(data_dir), devices)
+        self._setting = node.device_setting(session, self._number, data_dir, devices)
         self._part = ml_ecs.device_part(self._setting)
         options = self._config.privacy
         self._private = options if options and options.clip else None
@@ -172,10 +173,15 @@ class EdgeApp:
                 known = self._notes.losses_of == r
                 value = self._notes.losses[f"{stage}/{name}"] if known else np.nan
                 answer[f"losses/{stage}/{name}"] = np.asarray(value, np.float64)
-        for split in protocol.SPLITS:
-            for when, (found,) in scoring.score(setting, predictions, split).items():
+        nothing = protocol.no_scores(self._config, len(setting.federation.samples.class_names))
+        for split in protocol.splits(self._config, r):
+            scored = scoring.score(setting, predictions, split)
+            for when in protocol.ANSWERS:
+                (found,) = scored.get(when, [nothing])
                 packed = protocol.packed_scores(found)
                 answer |= {f"scores/{split}/{when}/{name}": x for name, x in packed.items()}
+        if self._config.captions and captions.tests_due(self._config, r):
+            self._store.keep_samples(captions.shown(setting, predictions, scoring.PRIMARY))
         return answer
 
     def _receive(self, message: Message) -> None:

@@ -121,8 +121,9 @@ class Cost:
     uploads: int
     missed: dict[str, int]
     refused: dict[str, int]
-    devices_f1: float
-    server_f1: float
+    metric: str
+    devices: float
+    server: float
     slowest_round_s: float
 
 
@@ -133,7 +134,7 @@ def row(outage: str, workdir: Path) -> dict[str, Any]:
     faults, metric = summary["deployment"], summary["primary_metric"]
     return dataclasses.asdict(Cost(
         outage, len(records), faults["sessions"], sum(faults["uploads"].values()),
-        faults["missed"], faults["refused"], summary["client"][f"avg_{metric}"],
+        faults["missed"], faults["refused"], metric, summary["client"][f"avg_{metric}"],
         summary["server"][metric], max(record["seconds"] for record in records[1:])))
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from mlecs_jax import captions
 from mlecs_jax.config import Config
 from mlecs_jax.deploy.admission import Template
 from mlecs_jax.federation import Federation
+from mlecs_jax.metrics import rouge
 from mlecs_jax.scoring import CLASS_METRICS, NodeScores
 
 ANSWERS = ("after_amt", "after_broadcast")
@@ -55,13 +57,24 @@ def losses(config: Config) -> dict[str, tuple[str, ...]]:
     return stages if config.method.public else {"amt": ("lm",)}
 
 
-def metrics(config: Config, num_classes: int, num_modalities: int) -> Template:
+def figures(config: Config) -> tuple[str, ...]:
+    """Names of the scores, each in [0, 1]: of class answers, or of captions."""
+    return CLASS_METRICS if config.captions is None else rouge.NAMES
+
+
+def splits(config: Config, r: int) -> tuple[str, ...]:
+    """What is scored after round ``r``: test rows are not captioned after every one."""
+    due = config.captions is None or captions.tests_due(config, r)
+    return SPLITS if due else SPLITS[:1]
+
+
+def metrics(config: Config, num_classes: int, num_modalities: int, r: int) -> Template:
     """What a device answers to ``evaluate``: means and counts, nothing of a single row.
 
     ``losses/STAGE/NAME`` are means over the round's batches, NaN where the device missed the round;
-    ``scores/SPLIT/WHEN/NAME`` are over its held-out rows; ``readings [M]`` is how many of its
-    training rows have each modality in this round; ``sent``, where uploads are privatised, how many
-    have left the device, late and refused ones and those sent again too.
+    ``scores/SPLIT/WHEN/NAME`` are over its held-out rows, NaN where it has none; ``readings [M]``
+    is how many of its training rows have each modality in this round; ``sent``, where uploads are
+    privatised, how many have left the device, late and refused ones and those sent again too.
     """
     number = jax.ShapeDtypeStruct((), np.float64)
     template: dict[str, Any] = {
@@ -70,13 +83,11 @@ def metrics(config: Config, num_classes: int, num_modalities: int) -> Template:
         template["sent"] = jax.ShapeDtypeStruct((), np.int64)
     for stage, names in losses(config).items():
         template |= {f"losses/{stage}/{name}": number for name in names}
-    for split in SPLITS:
+    for split in splits(config, r):
         for when in ANSWERS:
-            place = f"scores/{split}/{when}"
-            template |= {f"{place}/{name}": number for name in CLASS_METRICS}
-            template[f"{place}/confusion"] = jax.ShapeDtypeStruct(
-                (num_classes, num_classes + 1), np.int64)
-            template[f"{place}/unparsable"] = jax.ShapeDtypeStruct((), np.int64)
+            scores = no_scores(config, num_classes)
+            template |= {f"scores/{split}/{when}/{name}": jax.ShapeDtypeStruct(x.shape, x.dtype)
+                         for name, x in packed_scores(scores).items()}
     return template
 
 
@@ -89,19 +100,24 @@ def readings(federation: Federation, owned: np.ndarray) -> np.ndarray:
 
 def packed_scores(found: NodeScores) -> dict[str, np.ndarray]:
     """Scores of one split as arrays."""
-    return {name: np.asarray(value, np.float64 if name in CLASS_METRICS else np.int64)
-            for name, value in (found.metrics | found.details).items()}
+    return {name: np.asarray(value, np.float64) for name, value in found.metrics.items()} | {
+        name: np.asarray(value, np.int64) for name, value in found.details.items()}
 
 
-def unpacked_scores(arrays: Mapping[str, np.ndarray], split: str, when: str) -> NodeScores:
+def unpacked_scores(
+    config: Config, arrays: Mapping[str, np.ndarray], split: str, when: str
+) -> NodeScores:
     """The inverse of :func:`packed_scores`, from an answer to ``evaluate``."""
     place = f"scores/{split}/{when}/"
     found = {path.removeprefix(place): values.tolist() for path, values in arrays.items()
              if path.startswith(place)}
-    return NodeScores({name: found.pop(name) for name in CLASS_METRICS}, found)
+    return NodeScores({name: found.pop(name) for name in figures(config)}, found)
 
 
-def no_scores(num_classes: int) -> NodeScores:
-    """Of a device that did not answer."""
-    return NodeScores(dict.fromkeys(CLASS_METRICS, math.nan), {
-        "confusion": np.zeros((num_classes, num_classes + 1), int).tolist(), "unparsable": 0})
+def no_scores(config: Config, num_classes: int) -> NodeScores:
+    """Of a device that did not answer, or has no such rows."""
+    none = dict.fromkeys(figures(config), math.nan)
+    if config.captions is not None:
+        return NodeScores(none)
+    return NodeScores(none, {"confusion": np.zeros((num_classes, num_classes + 1), int).tolist(),
+                             "unparsable": 0})

@@ -40,7 +40,7 @@ USAGE = """usage: python -m mlecs_jax.deploy provision --config=NAME [--config.K
   --out            a new folder; one folder per participant is written into it
   --address        where the cloud listens and devices find it (default: 127.0.0.1:8443)
   --split-dataset  deal the config's dataset: every participant's folder gets its own rows
-  --train-rows     without --split-dataset: training rows of the device that has most
+  --train-rows     training rows of the device that has most, where a device brings its own
   --deadline, --first-deadline
                    seconds a device has for an answer, later and in the first round
   --misses         rounds missed in a row after which a device is out (default: 3)
@@ -116,7 +116,8 @@ def write(
       out: a folder that does not exist, or is empty.
       values: the configuration; its number of devices is taken from ``names``.
       split: deal the configured dataset.
-      train_rows: needed where it is not dealt, see :class:`Session`.
+      train_rows: needed where it is not dealt, see :class:`Session`; where it is, for devices that
+        will bring more rows than were dealt.
 
     Returns:
       The cloud's kit, then the devices'.
@@ -134,13 +135,14 @@ def write(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; use another --out")
     system.parse(values)  # refuses a bad configuration before anything is written
-    shares, rows = system.deal(values) if split else ([], train_rows or 0)
-    agreed = session.create(values, names, rows, limits)
+    dealt = system.deal(values, split)
+    agreed = session.create(values, names, max(dealt.train_rows, train_rows or 0), limits,
+                            dealt.language)
     try:
         kits = _write_kits(out, agreed, host, port, days)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; use another --out") from None
-    for kit, save in zip(kits, shares, strict=False):
+    for kit, save in zip(kits, dealt.save, strict=False):
         kit.data.mkdir(mode=0o700)
         save(kit.data)
     return kits

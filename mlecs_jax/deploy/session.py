@@ -58,6 +58,8 @@ class Session:
       limits: see :class:`Limits`.
       added: how many of the roster, its last, came after provisioning. The configuration counts
         those before them.
+      language: digests of what captions are read and written with, the same for all
+        (:mod:`mlecs_jax.deploy.language`); empty where answers are classes.
     """
 
     run: str
@@ -66,6 +68,7 @@ class Session:
     train_rows: int
     limits: Limits = Limits()
     added: int = 0
+    language: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.roster:
@@ -137,14 +140,16 @@ class Session:
 
 
 def create(
-    config: Mapping[str, Any], roster: Sequence[str], train_rows: int, limits: Limits = Limits()
+    config: Mapping[str, Any], roster: Sequence[str], train_rows: int, limits: Limits = Limits(),
+    language: Mapping[str, str] | None = None,
 ) -> Session:
     """A new deployment with an identity of its own.
 
     Raises:
       UserError: bad names or limits, or a configuration of another number of devices.
     """
-    session = Session(secrets.token_hex(8), config, tuple(roster), train_rows, limits)
+    session = Session(secrets.token_hex(8), config, tuple(roster), train_rows, limits,
+                      language=language or {})
     key = systems.of(config).devices
     clients = config["partition"].get(key, len(roster))
     if clients not in (-1, len(roster)):
@@ -164,7 +169,7 @@ def load(folder: Path) -> Session:
         values = json.loads(path.read_text())
         return Session(run=values["run"], config=values["config"], roster=tuple(values["roster"]),
                        train_rows=values["train_rows"], limits=Limits(**values["limits"]),
-                       added=values.get("added", 0))
+                       added=values.get("added", 0), language=values.get("language", {}))
     except FileNotFoundError:
         raise UserError(f"there is no {FILE} in {folder}; copy it from what provision wrote for "
                         "this machine") from None

@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.numpy import save_file
 
 from mlecs_jax.deploy import durable
 from mlecs_jax.errors import UserError
+from mlecs_jax.runlog import SAMPLES
 
 Tree = Any
 SENT = "sent"
@@ -97,6 +99,12 @@ class EdgeState:
         for found in self._rounds():
             if found > rounds:
                 self._path(found).unlink()
+
+    def keep_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Writes ``samples.jsonl``, captions of own rows to read, a line each."""
+        temporary = self._folder / f".{SAMPLES}.new"
+        temporary.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+        os.replace(temporary, self._folder / SAMPLES)
 
     @property
     def sent(self) -> int:

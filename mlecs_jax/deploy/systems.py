@@ -6,6 +6,8 @@ Commands, kits, sessions and transports know neither; what they need of one is a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +24,22 @@ if TYPE_CHECKING:
 Values = Mapping[str, Any]
 OnEvent = Callable[[str, dict[str, Any]], None]
 ASK_AGAIN_S = 0.5  # of an edge that has nothing to do
+
+
+@dataclasses.dataclass(frozen=True)
+class Deal:
+    """What provisioning hands out.
+
+    Attributes:
+      save: what writes everyone's share into a folder, the cloud's first; empty where nothing is
+        dealt.
+      train_rows: of the device that has most (``Session.train_rows``).
+      language: digests for ``Session.language``.
+    """
+
+    save: list[Callable[[Path], None]]
+    train_rows: int
+    language: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
@@ -47,9 +65,8 @@ class System(Protocol):
         """The checked configuration; raises UserError, also for what a deployment cannot do."""
         ...
 
-    def deal(self, values: Values) -> tuple[list[Callable[[Path], None]], int]:
-        """Everyone's share of the configured dataset, the cloud's first, each as what writes it
-        into a folder; and the training rows of the longest (``Session.train_rows``)."""
+    def deal(self, values: Values, split: bool) -> Deal:
+        """Everyone's share of the configured dataset, if it is to be split."""
         ...
 
     def cloud(
@@ -79,23 +96,41 @@ class MlEcs:
 
     def parse(self, values: Values) -> Any:
         from mlecs_jax import config
+        from mlecs_jax.deploy.cloud import check_deployable
 
-        return config.parse(values)
+        parsed = config.parse(values)
+        check_deployable(parsed)
+        return parsed
 
-    def deal(self, values: Values) -> tuple[list[Callable[[Path], None]], int]:
-        from mlecs_jax import backbones, federation
+    def deal(self, values: Values, split: bool) -> Deal:
+        from mlecs_jax import assemble, backbones, federation
         from mlecs_jax.data import sources, text
-        from mlecs_jax.deploy import share
+        from mlecs_jax.data.vocabulary import VocabularyTokenizer
+        from mlecs_jax.deploy import language, share
 
         config = self.parse(values)
+        if not split:
+            return Deal([], 0, language.of_directories(config) if config.captions else {})
         samples = sources.load(config.data, config.captions)
-        _, tokenizer = backbones.resolve(config, samples)
+        if samples.texts is not None:
+            assemble.check_captions(config, samples)
+        names, tokenizer = backbones.resolve(config, samples)
         target = text.targets(samples, tokenizer,
                               config.captions.max_tokens if config.captions else 0)
         whole = federation.build(samples, target, config.partition_config(), config.train.rounds)
         shares = share.split(whole, public_labels=config.partition.public_labels)
-        return ([lambda folder, part=part: share.save(part, folder) for part in shares],
-                max(len(part.parts["train"].labels) for part in shares[1:]))
+
+        rows = max(len(part.parts["train"]) for part in shares[1:])
+        if samples.texts is None:
+            return Deal([functools.partial(share.save, part) for part in shares], rows)
+        assert isinstance(tokenizer, VocabularyTokenizer)  # bytes are for classes
+
+        def save(part: share.Share, folder: Path) -> None:
+            share.save(part, folder)
+            language.save(config, names, tokenizer, folder, cloud=part.node == share.CLOUD)
+
+        return Deal([functools.partial(save, part) for part in shares], rows,
+                    language.digests(tokenizer, names["slm"]))
 
     def cloud(
         self, session: Session, transport: Transport, workdir: Path, data: Path, on_event: OnEvent,
@@ -138,14 +173,16 @@ class MegaCe2:
 
         return checked(values)
 
-    def deal(self, values: Values) -> tuple[list[Callable[[Path], None]], int]:
+    def deal(self, values: Values, split: bool) -> Deal:
         from mlecs_jax.deploy import mega_share
         from mlecs_jax.mega import federation, setting
 
         config = self.parse(values)
+        if not split:
+            return Deal([], 0)
         whole = federation.build(setting.load(config.data), config)
-        return ([lambda folder, part=part: mega_share.save(part, folder)
-                 for part in mega_share.split(whole)], int(whole.ends.counts.max()))
+        return Deal([functools.partial(mega_share.save, part)
+                     for part in mega_share.split(whole)], int(whole.ends.counts.max()))
 
     def cloud(
         self, session: Session, transport: Transport, workdir: Path, data: Path, on_event: OnEvent,

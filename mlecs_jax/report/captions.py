@@ -7,7 +7,7 @@ from typing import Any
 from mlecs_jax.report.axes import score
 from mlecs_jax.report.blocks import scroller, section, words
 from mlecs_jax.report.markup import Markup, tag
-from mlecs_jax.report.run_files import RunFiles, number
+from mlecs_jax.report.run_files import RunFiles, dig, number
 
 METRIC = "rougeLsum"
 _LONGEST = 600  # characters of an input shown
@@ -22,10 +22,12 @@ def captions_section(run: RunFiles) -> Markup | None:
                tag("th", words(METRIC), scope="col", class_="n"))
     table = tag("table", tag("thead", head), tag("tbody", *map(_row, run.samples)),
                 class_="devices captions")
+    kept = " Of the server: devices keep theirs." if dig(run.summary, "deployment") else ""
     return section(
         "captions", "Captions to read", scroller("Table of generated captions", table),
         lead=f"{len(run.samples)} test samples drawn at random, not chosen by score, captioned "
-        "after the last round. “Had” are the modalities that the node owned and the sample has.")
+        "after the last round. “Had” are the modalities that the node owned and the sample has."
+        + kept)
 
 
 def _row(sample: dict[str, Any]) -> Markup:

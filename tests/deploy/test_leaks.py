@@ -41,7 +41,7 @@ def test_devices_send_lora_counts_and_metrics_and_nothing_else(run):
     config = edges["d0"]._config
     lora = set(protocol.shapes({"lora": edges["d0"]._nodes.broadcast}))
     allowed = {"begin": set(protocol.FACTS), "finish": set(),
-               "evaluate": set(protocol.metrics(config, 3, 3))}
+               "evaluate": set(protocol.metrics(config, 3, 3, 0))}
     kinds = set()
     for _, message in messages(run):
         kinds.add(message.header.kind)
