@@ -70,7 +70,8 @@ def check_arrays(message: Message, template: Template, *, finite: bool = True) -
             raise WireError("dtype", f"'{path}' is {found.dtype}, not {np.dtype(wanted.dtype)}")
         if found.shape != tuple(wanted.shape):
             raise WireError("shape", f"'{path}' is {found.shape}, not {tuple(wanted.shape)}")
-        if finite and not np.isfinite(found.astype(np.float32)).all():
+        known = found if found.dtype.kind == "f" else found.astype(np.float32)  # bfloat16, too
+        if finite and not np.isfinite(known).all():
             raise WireError("not_finite", f"'{path}' has NaN or infinity")
 
 

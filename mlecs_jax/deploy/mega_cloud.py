@@ -272,6 +272,9 @@ class MegaCloud:
                                          "the best one")
             for place in PLACES:
                 mega_scores.check(message, place)
+            history = message.arrays["history"]
+            if not ((0 <= history) & (history <= mega_scores.LARGEST)).all():
+                raise WireError("range", "'history' has errors that cannot be")
 
 
 def better(new: Version, old: Version | None) -> bool:

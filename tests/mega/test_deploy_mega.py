@@ -316,6 +316,14 @@ def test_what_an_edge_says_wrong_is_refused_and_counted(tmp_path):
     with pytest.raises(WireError, match="range"):
         cloud.handle("e1", changed({"val/has0": np.ones((2, 2), int)}, scored))
     assert cloud.handle("e1", scored).header.kind == "push"
+    cloud.handle("e1", changed(round=1, serial=2))
+    told = cloud.handle("e1", changed(message=scored, round=2))
+    assert (told.header.kind, told.header.round) == ("finish", 1)
+    words = {path: x for place in PLACES for path, x in mega_scores.placed(tally, place).items()}
+    last = Message(Header("finish", "run.1", 1, "e1", 2, 2), words | {"history": np.array([0.5])})
+    with pytest.raises(WireError, match="range: 'history'"):
+        cloud.handle("e1", changed({"history": np.array([1e300])}, last))
+    assert cloud.handle("e1", last).header.kind == "over"
 
 
 def test_who_is_away_holds_up_no_version_for_ever(tmp_path):
