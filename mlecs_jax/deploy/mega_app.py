@@ -229,7 +229,7 @@ class MegaCloudApp:
 
     def _edge(self, number: int, tallies: dict[str, dict[str, Tally]]) -> dict[str, Any]:
         """What is known of an edge; its scores are None where it has not said its last word. Its
-        speed is its own affair."""
+        speed and its links are its own affair."""
         name = self._cloud.roster[number]
         notes = self._cloud.books.edges.get(name, EdgeNotes(0))
         found: dict[str, Any] = {
@@ -237,7 +237,7 @@ class MegaCloudApp:
         for split in mega_scores.SPLITS:
             own = tallies[f"global/{split}"].get(name)
             found[f"{split}_segments"] = None if own is None else int(own["seven"].sum())
-        found |= {"speed": None, "reports": notes.serial}
+        found |= {"speed": None, "links": None, "reports": notes.serial}
         for kind in KINDS:
             own = tallies[f"{kind}/test"].get(name)
             found[kind] = None if own is None else mega_scores.scores(own) | {
