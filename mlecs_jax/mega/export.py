@@ -116,8 +116,8 @@ def _write(
 
 
 def standardised(
-    x: Float[Array, "1 T d"], moments: tuple[Array, Array] | None
-) -> Float[Array, "1 T d"]:
+    x: Float[Array, "B T d"], moments: tuple[Array, Array] | None
+) -> Float[Array, "B T d"]:
     """As :func:`mlecs_jax.data.sentiment.standardise` does it."""
     if moments is None:
         return x

@@ -119,7 +119,7 @@ def test_no_path_of_an_adapter_is_uploaded_of_the_real_model():
     assert "model/text_with_audio/layers/attention/in_kernel" in sent
     places = made.shape.pairs()
     kinds = [adapter_blocks.init(KEY, places, made.shape.width, share=share)
-             for share in (True, False)] + [adapter_blocks.biases(np.float32(0))]
+             for share in (True, False)] + [adapter_blocks.biases(np.zeros(1, np.float32))]
     assert len(places) == 6
     for own in kinds:
         paths = {f"model/{path}" for path in channel.pack(own)}
