@@ -59,7 +59,7 @@ def test_goals_are_said_to_be_met_or_not(tmp_path):
     said = "\n".join(findings.comparison(asked("table1"), Results(tuple(runs))).sentences)
     assert "of the 3 federated rows, Edges alone, MulT has the highest mean Acc2 non0" in said
     assert "personalised is within 1 point of Acc2 non0 of MulT, centralised" in said
-    assert "global is not within 1 point" in said and "as is the whole interval" in said
+    assert "global is not within 1 point" in said and "so is the whole interval" in said
 
 
 def test_splits_and_seeds_make_a_grid():
