@@ -1,4 +1,8 @@
-"""``python -m mlecs_jax.predict --run=DIR --device=0 --input=FILE``: a trained node answers."""
+"""``python -m mlecs_jax.predict --run=DIR --device=0 --input=FILE``: a trained node answers.
+
+Of a run that was simulated its folder has all; of one that was deployed, each node answers by its
+kit, on its own machine: ``--kit=DIR --input=FILE``.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,8 @@ if TYPE_CHECKING:
     from mlecs_jax.served import Served
 
 DESCRIPTION = """What one node of a finished run says about new readings: classes, captions or, of
-Mega-CE² runs, sentiments. Reads the run's configuration, data and newest checkpoint."""
+Mega-CE² runs, sentiments. Reads the run's configuration, data and newest checkpoint; of a node of a
+deployment, which has a kit, what lies in there."""
 COMMANDS = {
     "answer": "the answers to --input (the word may be left out)",
     "rows": "write readings that the node was scored on into an .npz that --input takes",
@@ -40,7 +45,7 @@ def _main(argv: list[str]) -> None:
     if argv[:1] not in ([name] for name in (*COMMANDS, "-h", "--help")):
         argv = ["answer", *argv]
     arguments = parser.parse_args(argv)
-    run = Path(arguments.run).expanduser()
+    _check_where(arguments)
 
     from mlecs_jax import experiment  # imports jax: after the options are known to be right
 
@@ -48,9 +53,9 @@ def _main(argv: list[str]) -> None:
     if arguments.command == "score":
         from mlecs_jax import missing
 
-        missing.report(run, arguments.without, arguments.json)
+        missing.report(_folder(arguments.run), arguments.without, arguments.json)
         return
-    node = served(run, _device(arguments.device))
+    node = _asked(arguments)
     if arguments.command == "answer":
         command.answer(node.predictor(), arguments)
     elif arguments.command == "rows":
@@ -63,12 +68,17 @@ def served(run: Path, device: int | None) -> Served:
     """A device (None: the server) of a run of either system.
 
     Raises:
-      UserError: no such run or node, or data that are gone.
+      UserError: no such run or node, or data that are gone; a device of a deployed run, which has
+        its model itself.
     """
     from mlecs_jax import restore
     from mlecs_jax import served as nodes
 
     values, _ = restore.configuration(run)
+    if restore.DEPLOYMENT in values:
+        from mlecs_jax.deploy import served as deployed
+
+        return deployed.of_run(run, values, device)
     if values["method"]["name"] == restore.MEGA:
         from mlecs_jax.mega import served as mega
 
@@ -76,15 +86,53 @@ def served(run: Path, device: int | None) -> Served:
     return nodes.node(restore.restored(run, unanswered=True), device)
 
 
+def _asked(arguments: argparse.Namespace) -> Served:
+    if not arguments.kit:
+        return served(_folder(arguments.run), _device(arguments.device))
+    from mlecs_jax.deploy import served as deployed
+
+    given = {name: _folder(value) for name in ("data", "state", "run")
+             if (value := getattr(arguments, name))}
+    return deployed.of_kit(_folder(arguments.kit), **given)
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _check_where(arguments: argparse.Namespace) -> None:
+    """Raises UserError unless a node is named in one of the two ways."""
+    given = vars(arguments)
+    if given.get("kit"):
+        if given["device"]:
+            raise UserError("a kit is of one node; leave --device out, or give --run in place of "
+                            "--kit")
+        return
+    for name in ("data", "state"):
+        if given.get(name):
+            raise UserError(f"--{name} goes with --kit; of a simulated run --run has all")
+    lacking = [f"--{name}" for name in ("run", "device") if name in given and not given[name]]
+    if lacking:
+        raise UserError(f"the following arguments are required: {', '.join(lacking)}; or --kit, of "
+                        "a node of a deployment (--help shows all options)")
+
+
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m mlecs_jax.predict", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
         own = commands.add_parser(name, help=text, description=text)
-        own.add_argument("--run", required=True, metavar="DIR", help="folder of the run")
+        own.add_argument("--run", required=name == "score", metavar="DIR",
+                         help="folder of the run")
         if name != "score":
-            own.add_argument("--device", required=True, metavar="J|server",
+            own.add_argument("--device", metavar="J|server",
                              help="number of the device (Mega-CE²: edge), or server")
+            own.add_argument("--kit", metavar="DIR", help="of a deployed node: the folder that "
+                             "deploy provision wrote for it, in place of --run and --device")
+            own.add_argument("--data", metavar="DIR", help="with --kit: the node's share of the "
+                             "data, where deploy was given one by --data")
+            own.add_argument("--state", metavar="DIR", help="with --kit: where the device keeps "
+                             "its state, where deploy edge was given one by --state")
         _own_arguments(name, own)
     return parser
 

@@ -21,6 +21,8 @@ from mlecs_jax.methods.method import Method, State
 from mlecs_jax.setting import Setting
 
 MEGA = "mega_ce2"
+DEPLOYMENT = "deployment"
+"""In the configuration of a deployed run: its identity and roster."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +43,16 @@ class Restored:
 def configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run's configuration and the identity of its data, as plain values.
 
+    Of a deployed run the values have an entry :data:`DEPLOYMENT`; what data its nodes have, only
+    they know.
+
     Raises:
       UserError: the folder holds no run.
     """
     path = folder / runlog.CONFIG
     try:
         values = json.loads(path.read_text())
-        identity = values.pop("samples")
+        identity = values.pop("samples", {"source": ""} if DEPLOYMENT in values else {})
         complete = {"name"} <= set(values["method"]) and {"source"} <= set(identity)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         complete = False
@@ -55,6 +60,14 @@ def configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{folder} is not the folder of a run: it has no readable {runlog.CONFIG}; "
                         "--run names the --workdir of python -m mlecs_jax.run")
     return values, identity
+
+
+def check_simulated(folder: Path, values: Mapping[str, Any]) -> None:
+    """Raises UserError for the folder of a deployed run, whose data are in no one place."""
+    if DEPLOYMENT in values:
+        raise UserError(f"{folder} is of a deployed run: its data are where its devices are, and "
+                        "this command needs all of them; a node of it answers by its kit (predict "
+                        "--kit=DIR)")
 
 
 def pinned(values: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,6 +98,7 @@ def restored(folder: Path, *, unanswered: bool = False) -> Restored:
         that are gone.
     """
     values, identity = configuration(folder)
+    check_simulated(folder, values)
     if values["method"]["name"] == MEGA:
         raise UserError(f"{folder} is a run of Mega-CE², which this command does not read")
     config = configs.parse(pinned(values, identity))
@@ -104,7 +118,7 @@ def load(folder: Path, like: State) -> tuple[int, State]:
     Raises:
       UserError: no complete round, or the run goes on.
     """
-    with _resting(folder):
+    with resting(folder):
         if not (folder / "checkpoints").is_dir():
             raise UserError(f"{folder} has no checkpoints; run it first")
         with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
@@ -115,7 +129,7 @@ def load(folder: Path, like: State) -> tuple[int, State]:
 
 
 @contextlib.contextmanager
-def _resting(folder: Path) -> Iterator[None]:
+def resting(folder: Path) -> Iterator[None]:
     """Keeps a run from going on meanwhile: opening checkpoints clears up half-saved ones."""
     try:
         lock = open(folder / ".lock")

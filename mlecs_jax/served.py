@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mlecs_jax.data.samples import Samples
 from mlecs_jax.data.text import Tokenizer
 from mlecs_jax.errors import UserError
 from mlecs_jax.federation import standardised
-from mlecs_jax.models.multimodal import Batch
+from mlecs_jax.models.multimodal import Batch, MultimodalModel
 from mlecs_jax.restore import Restored
 from mlecs_jax.scoring import PRIMARY
 from mlecs_jax.serving.description import (
@@ -35,8 +35,10 @@ from mlecs_jax.serving.description import (
 )
 from mlecs_jax.serving.predictor import Predictor
 from mlecs_jax.serving.readings import Row
+from mlecs_jax.setting import Setting
 
 SERVER = "server"
+NO_COLUMNS: Mapping[str, tuple[str, ...]] = {}
 Tree = Any
 
 
@@ -74,27 +76,57 @@ def node(run: Restored, device: int | None) -> Served:
     Raises:
       UserError: there is no such node.
     """
-    last = run.rounds - 1
-    questions: dict[str, Question] = run.method.evaluate(run.state, last)
+    questions: dict[str, Question] = run.method.evaluate(run.state, run.rounds - 1)
     federation, config = run.setting.federation, run.setting.config
-    name = SERVER if device is None else f"device {device}"
+    columns = _columns(config)
     if device is None:
         if SERVER not in questions:
             raise UserError(f"method {config.method.name} has no server that answers; give "
                             f"--device=0 to {federation.num_clients - 1}")
-        setting, params = questions[SERVER].setting, questions[SERVER].params
-        model, backbone, owned = setting.llm, setting.cloud["llm"], np.ones(
-            len(federation.modalities), bool)
-    else:
-        if not 0 <= device < federation.num_clients:
-            raise UserError(f"there is no device {device}; the run has devices 0 to "
-                            f"{federation.num_clients - 1}, and --device=server")
-        setting = questions[PRIMARY].setting
-        cohort, place = _place(setting, device)
-        params = jax.tree.map(lambda x: x[place], questions[PRIMARY].params[cohort])
-        model, backbone = setting.cohorts[cohort].model, setting.edge["slm"]
-        # Whatever it was trained with in any round.
-        owned = federation.owned.any(axis=0)[device]
+        return of_server(questions[SERVER], run.rounds, columns)
+    if not 0 <= device < federation.num_clients:
+        raise UserError(f"there is no device {device}; the run has devices 0 to "
+                        f"{federation.num_clients - 1}, and --device=server")
+    rows = federation.held_out_rows(device, "test")
+    return of_device(questions[PRIMARY], device, run.rounds, rows, columns)
+
+
+def of_server(
+    question: Question, rounds: int, columns: Mapping[str, tuple[str, ...]] = NO_COLUMNS
+) -> Served:
+    """The server that a method asks; for arguments see :func:`of_device`."""
+    setting = question.setting
+    every = np.ones(len(setting.federation.modalities), bool)
+    return _served(setting, SERVER, setting.llm, setting.cloud["llm"], question.params, every,
+                   rounds, setting.federation.held_out_rows(None, "test"), columns)
+
+
+def of_device(
+    question: Question, device: int, rounds: int, rows: np.ndarray,
+    columns: Mapping[str, tuple[str, ...]] = NO_COLUMNS,
+) -> Served:
+    """One of the devices that a method asks.
+
+    Args:
+      device: its number, also where the setting is of it alone.
+      rounds: complete ones.
+      rows: ``[n]`` of the setting's samples, its test rows.
+      columns: names of a table's columns, by modality.
+    """
+    setting = question.setting
+    cohort, place = _place(setting, device)
+    params = jax.tree.map(lambda x: x[place], question.params[cohort])
+    owned = np.any(setting.federation.owned, axis=0)[device]  # whatever it was trained with
+    return _served(setting, f"device {device}", setting.cohorts[cohort].model,
+                   setting.edge["slm"], params, owned, rounds, rows, columns)
+
+
+def _served(
+    setting: Setting, name: str, model: MultimodalModel, backbone: Tree, params: Tree,
+    owned: np.ndarray, rounds: int, rows: np.ndarray, columns: Mapping[str, tuple[str, ...]],
+) -> Served:
+    """A node of its parts."""
+    federation, config = setting.federation, setting.config
 
     def batch_of(weights: Tree, inputs: list[Array], mask: Array) -> Batch:
         named = dict(zip(federation.modalities, inputs, strict=True))
@@ -116,9 +148,9 @@ def node(run: Restored, device: int | None) -> Served:
     samples = federation.samples
     described = Description(
         node=name, method=config.method.name, dataset=samples.name, data_source=samples.source,
-        rounds=run.rounds, task=CLASSES if samples.texts is None else CAPTIONS,
-        modalities=modalities(config, samples, owned), class_names=tuple(samples.class_names))
-    rows = federation.held_out_rows(device, "test")
+        rounds=rounds, task=CLASSES if samples.texts is None else CAPTIONS,
+        modalities=modalities(config, samples, owned, columns),
+        class_names=tuple(samples.class_names))
     return Served(
         description=described,
         weights={"backbone": backbone, "params": params, "moments": federation.moments},
@@ -126,10 +158,10 @@ def node(run: Restored, device: int | None) -> Served:
         tokenizer=None if samples.texts is None else setting.tokenizer,
         rows=[_row(samples, int(i), owned) for i in rows],
         truth=[samples.class_names[samples.labels[i]] if samples.labels is not None
-               else samples.texts[i] for i in rows])
+               else (samples.texts or ())[i] for i in rows])
 
 
-def _place(setting: Any, device: int) -> tuple[int, int]:
+def _place(setting: Setting, device: int) -> tuple[int, int]:
     """Cohort of a device and its number therein."""
     for number, cohort in enumerate(setting.cohorts):
         if device in cohort.clients:
@@ -143,9 +175,11 @@ def _row(samples: Samples, i: int, owned: np.ndarray) -> Row:
             for name, there in zip(samples.modalities, has, strict=True) if there}
 
 
-def modalities(config: Config, samples: Samples, owned: np.ndarray) -> dict[str, Modality]:
-    """How readings of a dataset are given."""
-    columns = _columns(config)
+def modalities(
+    config: Config, samples: Samples, owned: np.ndarray,
+    columns: Mapping[str, tuple[str, ...]] = NO_COLUMNS,
+) -> dict[str, Modality]:
+    """How readings of a dataset are given; ``columns`` are the names of a table's."""
     words = _words(config)
     result = {}
     for (name, values), own in zip(samples.inputs.items(), owned, strict=True):
@@ -165,6 +199,8 @@ def _words(config: Config) -> frozenset[str]:
         return frozenset(("vision", "audio", "subtitle"))
     # Files of vectors come first; subtitles without one go through the featuriser.
     folder = Path(config.captions.features).expanduser()
+    if not folder.is_dir():  # on a device of a deployment: ask for vectors, whoever made them
+        return frozenset()
     there = any((folder / f"subtitle{end}").exists() for end in (".npz", ".safetensors", ""))
     return frozenset() if there else frozenset(("subtitle",))
 

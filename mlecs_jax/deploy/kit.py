@@ -97,11 +97,11 @@ class Kit:
         (self.folder / FILE).write_text(json.dumps(values, indent=2) + "\n")
 
 
-def load(folder: Path, *, cloud: bool) -> Kit:
+def load(folder: Path, *, cloud: bool | None = None) -> Kit:
     """The kit in a folder.
 
     Args:
-      cloud: whether the cloud's is wanted, or a device's.
+      cloud: whether the cloud's is wanted, or a device's; None: either.
 
     Raises:
       UserError: no kit, a damaged one, or one of the other kind.
@@ -115,7 +115,7 @@ def load(folder: Path, *, cloud: bool) -> Kit:
                         "for this machine by --kit=DIR") from None
     except (ValueError, KeyError, TypeError, OSError):
         raise UserError(f"{path} is damaged; copy it again from what provision wrote") from None
-    if cloud != (kit.name == wire.CLOUD):
+    if cloud is not None and cloud != (kit.name == wire.CLOUD):
         raise UserError(f"{folder} is the kit of {kit.name}; start it by "
                         f"'{'edge' if cloud else 'cloud'} --kit={folder}'")
     for file in (kit.root, kit.certificate, kit.key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from mlecs_jax.topology import Device
 
 Params = Any
 PERSONAL = "personal.safetensors"
-"""In the state folder of an edge that has finished: ``model/…`` and ``adapter/…``."""
+"""In the state folder of an edge that has finished: ``model/…`` and ``adapter/…``; the metadata say
+of which version the model is."""
 REFUSALS = 5  # in a row, after which an edge gives up
 
 
@@ -144,8 +146,11 @@ class MegaEdgeApp:
         model = jax.tree.map(jnp.asarray, self._model)
         adapters, answers = self._personalise(model, jax.random.fold_in(self._key, 2))
         adapter = jax.tree.map(lambda x: np.ascontiguousarray(np.asarray(x)[0]), adapters)
-        save_file(channel.pack({"model": self._model, "adapter": adapter}),
-                  self._state_dir / PERSONAL)
+        path = self._state_dir / PERSONAL
+        temporary = path.with_name(f".{PERSONAL}.new")
+        save_file(channel.pack({"model": self._model, "adapter": adapter}), temporary,
+                  metadata={"version": str(self._version)})
+        os.replace(temporary, path)
         return {"global": self._tallies(self._model), "personal": self._tallied(answers),
                 "history": np.asarray(answers["history"], np.float64)}
 

@@ -1,13 +1,15 @@
 """An edge's share of a sentiment dataset, and what it computes with.
 
 ``share.npz`` holds plain arrays (no pickles) and one JSON text, see :class:`MegaShare`.
+``moments.npz`` beside it has what the features were standardised by, so that a trained edge reads
+new ones as they are measured; an edge that brings its own data may leave it out.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +17,7 @@ import jax
 import numpy as np
 
 from mlecs_jax.data.sentiment import MODALITIES, TEST, TRAIN, VALID, SentimentData, Split
-from mlecs_jax.deploy.share import CLOUD, SHARE, read_arrays
+from mlecs_jax.deploy.share import CLOUD, MOMENTS, SHARE, read_arrays
 from mlecs_jax.errors import UserError
 from mlecs_jax.mega.config import MegaConfig
 from mlecs_jax.mega.federation import MegaFederation, Padded
@@ -23,6 +25,8 @@ from mlecs_jax.mega.setting import MegaSetting
 from mlecs_jax.models import crossmodal
 from mlecs_jax.topology import Device, Topology
 
+Moments = Mapping[str, tuple[np.ndarray, np.ndarray]]
+NO_MOMENTS: Moments = {}
 FORMAT = 1
 HELD_OUT = -1  # as an end's number
 ROWS = (*MODALITIES, "labels", "part", "end")
@@ -42,6 +46,7 @@ class MegaShare:
       end: int32 ``[n]``, which of the edge's ends has the segment; -1 where it is held out.
       edge_rows: the edges' training rows are padded to this many, so that batches are the
         simulation's; an edge of its own gives how many it has.
+      moments: mean and deviation of every feature, ``{modality: ([d], [d])}``; empty: not told.
     """
 
     edge: int
@@ -56,11 +61,14 @@ class MegaShare:
     part: np.ndarray
     end: np.ndarray
     edge_rows: int
+    moments: Moments = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.labels)
         wrong = [name for name in ROWS if len(getattr(self, name)) != n]
         wrong += [name for name in MODALITIES if getattr(self, name).ndim != 3]
+        wrong += [f"moments of {name}" for name, pair in self.moments.items()
+                  if any(x.shape != getattr(self, name).shape[2:] for x in pair)]
         if wrong:
             raise UserError(f"the share's arrays do not fit each other ({', '.join(wrong)}); "
                             "provision it again")
@@ -84,8 +92,12 @@ class MegaShare:
         return {name: getattr(self, name).shape[1:] for name in MODALITIES}
 
 
-def split(federation: MegaFederation) -> tuple[MegaShare, ...]:
-    """Shares of all participants: the cloud's, which has nothing but shapes, then the edges'."""
+def split(federation: MegaFederation, moments: Moments = NO_MOMENTS) -> tuple[MegaShare, ...]:
+    """Shares of all participants: the cloud's, which has nothing but shapes, then the edges'.
+
+    Args:
+      moments: what the federation's data were standardised by.
+    """
     data, edges = federation.data, len(federation.edges.rows)
     ends = len(federation.ends.rows) // edges
     part = np.full(len(data), -1, np.int8)
@@ -101,7 +113,7 @@ def split(federation: MegaFederation) -> tuple[MegaShare, ...]:
         return MegaShare(
             edge, data.name, data.source, data.form, data.caution, data.text[rows],
             data.audio[rows], data.vision[rows], data.labels[rows], part[rows], end[rows],
-            edge_rows=federation.edges.rows.shape[1])
+            edge_rows=federation.edges.rows.shape[1], moments=moments)
 
     parts = (federation.edges, federation.val, federation.test)
     return share(CLOUD, np.empty(0, int)), *(
@@ -110,13 +122,17 @@ def split(federation: MegaFederation) -> tuple[MegaShare, ...]:
 
 
 def save(share: MegaShare, folder: Path) -> None:
-    """Writes ``share.npz`` into a folder."""
+    """Writes ``share.npz`` into a folder, and ``moments.npz``."""
     facts = {"format": FORMAT, "system": "mega_ce2"} | {
         name: getattr(share, name)
         for name in ("edge", "name", "source", "form", "caution", "edge_rows")}
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {name: getattr(share, name) for name in ROWS}
     np.savez_compressed(folder / SHARE, facts=np.array(json.dumps(facts)), **arrays)
+    if share.moments:
+        np.savez(folder / MOMENTS, **cast(Any, {
+            f"{name}/{key}": x for name, pair in share.moments.items()
+            for key, x in zip(("mean", "std"), pair, strict=True)}))
 
 
 def load(folder: Path) -> MegaShare:
@@ -126,11 +142,15 @@ def load(folder: Path) -> MegaShare:
       UserError: the file is missing, damaged, or its arrays do not fit each other.
     """
     arrays = read_arrays(folder / SHARE)
+    known = read_arrays(folder / MOMENTS) if (folder / MOMENTS).exists() else {}
     try:
         facts = json.loads(str(arrays["facts"]))
         if facts.pop("format") != FORMAT or facts.pop("system", "") != "mega_ce2":
             raise UserError(f"{folder / SHARE} is of another format or system; provision it again")
-        found: dict[str, Any] = facts | {name: arrays[name] for name in ROWS}
+        moments = {name: (known[f"{name}/mean"], known[f"{name}/std"]) for name in MODALITIES
+                   } if known else {}
+        found: dict[str, Any] = facts | {name: arrays[name] for name in ROWS} | {
+            "moments": moments}
         return MegaShare(**found)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / SHARE} is damaged ({error}); provision it again") from None

@@ -174,15 +174,18 @@ class MegaCe2:
         return checked(values)
 
     def deal(self, values: Values, split: bool) -> Deal:
+        from mlecs_jax.data import sentiment
         from mlecs_jax.deploy import mega_share
         from mlecs_jax.mega import federation, setting
 
         config = self.parse(values)
         if not split:
             return Deal([], 0)
-        whole = federation.build(setting.load(config.data), config)
+        data = setting.load(config.data)
+        whole = federation.build(data, config)
+        moments = sentiment.moments(data, whole.split.train)
         return Deal([functools.partial(mega_share.save, part)
-                     for part in mega_share.split(whole)], int(whole.ends.counts.max()))
+                     for part in mega_share.split(whole, moments)], int(whole.ends.counts.max()))
 
     def cloud(
         self, session: Session, transport: Transport, workdir: Path, data: Path, on_event: OnEvent,

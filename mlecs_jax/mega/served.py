@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +19,15 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.mega import config as configs
 from mlecs_jax.mega import experiment
 from mlecs_jax.mega import setting as settings
-from mlecs_jax.mega.export import standardised
+from mlecs_jax.mega.export import Moments, standardised
 from mlecs_jax.mega.setting import MegaSetting
 from mlecs_jax.methods import mega_ce2
 from mlecs_jax.models.adapters import Adapters
-from mlecs_jax.models.sentiment import Params
+from mlecs_jax.models.crossmodal import CrossModalConfig
+from mlecs_jax.models.sentiment import Params, SentimentModel
 from mlecs_jax.served import SERVER, Served
 from mlecs_jax.serving.description import SENTIMENT, SEQUENCE, Description, Modality
+from mlecs_jax.serving.readings import Row
 
 Tree = Any
 
@@ -84,29 +87,60 @@ def node(folder: Path, edge: int | None) -> Served:
         raise UserError(f"there is no edge {edge}; the run has --device=0 to {edges - 1} (edges), "
                         "and --device=server")
     run = restored(folder, personal=edge is not None)
-    federation, apply = run.setting.federation, cast(Any, run.setting.model.apply)
+    federation = run.setting.federation
     adapters = None if edge is None else jax.tree.map(lambda x: x[edge], run.adapters)
-    moments = {name: tuple(np.asarray(x, np.float32) for x in pair)
-               for name, pair in sentiment.moments(run.data, federation.split.train).items()}
+    rows = (federation.split.test if edge is None
+            else federation.test.rows[edge][federation.test.real[edge]])
+    shape = run.setting.shape
+    return answering(
+        described(run.data.name, run.data.source, run.data.shapes, shape, edge, run.versions),
+        run.setting.model, run.model, adapters, sentiment.moments(run.data, federation.split.train),
+        rows=[{name: getattr(run.data, name)[row] for name in shape.modalities} for row in rows],
+        truth=[f"{run.data.labels[row]:+.3f}" for row in rows])
+
+
+def described(
+    dataset: str, source: str, shapes: Mapping[str, tuple[int, ...]], shape: CrossModalConfig,
+    edge: int | None, versions: int,
+) -> Description:
+    """An edge (None: the global model) in words.
+
+    Args:
+      shapes: of a segment's modalities.
+      shape: of the model.
+      versions: how many the model is made of.
+    """
+    return Description(
+        node=SERVER if edge is None else f"edge {edge}", method="mega_ce2", dataset=dataset,
+        data_source=source, rounds=versions, task=SENTIMENT, modalities={
+            name: Modality(size, SEQUENCE, name in shape.modalities)
+            for name, size in shapes.items()})
+
+
+def answering(
+    description: Description, model: SentimentModel, params: Params, adapters: Adapters | None,
+    moments: Moments, *, rows: Sequence[Row], truth: Sequence[str],
+) -> Served:
+    """An edge or the global model, of its parts.
+
+    Args:
+      adapters: None: without.
+      moments: what measured features are standardised by; empty: readings are z-scores.
+      rows, truth: see :class:`~mlecs_jax.served.Served`.
+    """
+    apply = cast(Any, model.apply)
+    known = {name: tuple(np.asarray(x, np.float32) for x in pair)
+             for name, pair in moments.items()}
 
     def respond(weights: Tree, inputs: list[Array], mask: Array) -> Array:
-        read = [jnp.where(mask[:, i, None, None], standardised(x, weights["moments"][name]), 0.0)
+        read = [jnp.where(mask[:, i, None, None],
+                          standardised(x, weights["moments"].get(name)), 0.0)
                 for i, (name, x) in enumerate(zip(MODALITIES, inputs, strict=True))]
         batch = SentimentBatch(*read, labels=jnp.zeros(mask.shape[0]))
         options = {} if weights["adapters"] is None else {"adapters": weights["adapters"]}
         return jnp.clip(apply(weights["model"], batch, **options), -3.0, 3.0)
 
-    rows = (federation.split.test if edge is None
-            else federation.test.rows[edge][federation.test.real[edge]])
     return Served(
-        description=Description(
-            node=SERVER if edge is None else f"edge {edge}", method="mega_ce2",
-            dataset=run.data.name, data_source=run.data.source, rounds=run.versions,
-            task=SENTIMENT, modalities={
-                name: Modality(shape, SEQUENCE, name in run.setting.shape.modalities)
-                for name, shape in run.data.shapes.items()}),
-        weights={"model": run.model, "adapters": adapters, "moments": moments},
-        respond=respond, tokenizer=None,
-        rows=[{name: getattr(run.data, name)[row] for name in run.setting.shape.modalities}
-              for row in rows],
-        truth=[f"{run.data.labels[row]:+.3f}" for row in rows])
+        description=description,
+        weights={"model": params, "adapters": adapters, "moments": known},
+        respond=respond, tokenizer=None, rows=rows, truth=truth)

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from mlecs_jax import assemble, experiment
+from mlecs_jax import assemble, experiment, methods, predict, restore, served
+from mlecs_jax.deploy import kit as kits
+from mlecs_jax.deploy import served as deployed_nodes
 from mlecs_jax.deploy import share
 from tests.deploy import small_deploy as small
 from tests.small import samples
@@ -73,6 +76,73 @@ def test_rounds_and_summary_are_the_simulations(simulated, deployed):
         "sessions": 1, "uploads": {"d0": 3, "d1": 3, "d2": 3}, "missed": {}, "refused": {},
         "refused_of": {}, "dropped": {}}
     assert (folder / "run" / "report.html").exists()
+
+
+def test_deployed_nodes_answer_as_the_simulations_do(deployed, simulated, tmp_path, capsys):
+    """A device of its kit alone and the cloud of its own, against the simulation's checkpoint."""
+    folder, session, _ = deployed
+    setting = dataclasses.replace(
+        assemble.from_samples(small.options(), samples(), small.ONE), unanswered=True)
+    method = methods.build(setting)
+    rounds, state = restore.load(
+        simulated, method.init(jax.random.fold_in(jax.random.key(setting.config.seed), 0)))
+    run = restore.Restored(setting, method, rounds, state)
+    found = [deployed_nodes.of_kit(kit_of(folder, session, "d1")),
+             deployed_nodes.of_kit(kit_of(folder, session, "cloud"), run=folder / "run")]
+    for ours, theirs in zip(found, (served.node(run, 1), served.node(run, None)), strict=True):
+        assert ours.description == theirs.description and ours.truth == theirs.truth
+        assert len(ours.rows) > 3
+        answers, expected = (node.predictor().predict(node.rows) for node in (ours, theirs))
+        for answer, other in zip(answers, expected, strict=True):
+            assert answer["class"] == other["class"]
+            assert answer["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+    out = tmp_path / "rows.npz"
+    assert predict.main(["rows", f"--kit={folder / 'd1'}", "--count=2", f"--out={out}"]) == 0
+    capsys.readouterr()
+    assert predict.main([f"--kit={folder / 'd1'}", f"--input={out}", "--json"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert line["node"] == "device 1" and line["truth"] == found[0].truth[0]
+    assert line["probabilities"] == pytest.approx(answers_of(found[0], 0), abs=1e-5)
+
+
+def answers_of(node, row):
+    return node.predictor().predict([node.rows[row]])[0]["probabilities"]
+
+
+def kit_of(folder, session, name):
+    """A participant's folder with what provisioning puts there beside its data."""
+    kit = kits.Kit(folder / name, name, "127.0.0.1", 1)
+    kit.save()
+    session.save(kit.folder)
+    (kit.folder / "data").mkdir(exist_ok=True)
+    for file in ("share.npz", "moments.npz"):
+        shutil.copy(kit.folder / file, kit.data / file)
+    for file in (kit.root, kit.certificate, kit.key):
+        file.touch()
+    return kit.folder
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--kit=KITS/d2"], "d2 has no complete round in .* yet"),
+    (["--kit=KITS/d1", "--device=1"], "a kit is of one node; leave --device out"),
+    (["--kit=KITS/d1", "--run=KITS/run"], "--run is the cloud's and the kit is of d1"),
+    (["--kit=KITS/cloud", "--state=KITS"], "--state is a device's"),
+    (["--kit=KITS/cloud", "--run=KITS/nowhere"], "nowhere is not the folder of a run"),
+    (["--kit=KITS/cloud", "--run=SIMULATED"], "is not of the deployment of"),
+    (["--run=KITS/run", "--device=1"], "device 1 learned is on its own machine; there give --kit"),
+    (["--run=KITS/run", "--device=server"], "kit is not beside it; name it by --kit=DIR --run="),
+    (["--run=KITS/run", "--device=0", "--state=x"], "--state goes with --kit"),
+    (["score", "--run=KITS/run"], "is of a deployed run: its data are where its devices are")])
+def test_who_cannot_be_asked(deployed, simulated, tmp_path, capsys, arguments, message):
+    folder = shutil.copytree(deployed[0], tmp_path / "kits", ignore=shutil.ignore_patterns("state"))
+    for name in ("cloud", "d1", "d2"):
+        kit_of(folder, deployed[1], name)
+    words = [word.replace("KITS", str(folder)).replace("SIMULATED", str(simulated))
+             for word in arguments]
+    words += [] if words[0] == "score" else ["--input=x.npz"]
+    assert predict.main(words) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and re.search(message, said[0]), said
 
 
 def test_events_tell_what_happens(deployed):
