@@ -11,7 +11,8 @@ from small_mega import DATA, toy, toys, values
 
 from mlecs_jax import channel
 from mlecs_jax.data import sentiment
-from mlecs_jax.deploy import mega_scores, mega_share, session, wire
+from mlecs_jax.deploy import kit as kits
+from mlecs_jax.deploy import mega_scores, mega_share, served, session, wire
 from mlecs_jax.deploy.mega_app import MegaCloudApp
 from mlecs_jax.deploy.mega_cloud import PLACES, MegaCloud
 from mlecs_jax.deploy.mega_edge import MegaEdgeApp
@@ -38,7 +39,8 @@ def provisioned(tmp_path_factory):
     """Everyone's folder and the session."""
     folder = tmp_path_factory.mktemp("kits")
     whole = federation.build(DATA, config.parse(VALUES))
-    for name, part in zip(("cloud", *ROSTER), mega_share.split(whole), strict=True):
+    moments = sentiment.moments(DATA, whole.split.train)
+    for name, part in zip(("cloud", *ROSTER), mega_share.split(whole, moments), strict=True):
         mega_share.save(part, folder / name)
     return folder, session.create(VALUES, ROSTER, int(whole.ends.counts.max()))
 
@@ -181,6 +183,31 @@ def test_the_summary_is_the_simulations(deployed, simulated):
     assert found["refused"] == {} and found["finished"] == list(ROSTER)
     assert sum(found["uploads"].values()) == ours["rounds"]
     ours["deployment"] = found
+
+
+def test_nodes_answer_from_their_kits_as_they_were_scored(deployed, tmp_path):
+    """Measured readings to an edge's own model, and to the global one from the cloud's kit."""
+    workdir, summary, _, (folder, agreed) = deployed
+    for name in ("cloud", "e0", "e1"):
+        kit = kits.Kit(tmp_path / name, name, "127.0.0.1", 1)
+        kit.folder.mkdir()
+        kit.save()
+        agreed.save(kit.folder)
+        kit.data.symlink_to(folder / name)
+        for file in (kit.root, kit.certificate, kit.key):
+            file.touch()
+    own = served.of_kit(tmp_path / "e1", state=workdir / "e1")
+    cloud = served.of_kit(tmp_path / "cloud", run=workdir)
+    assert own.description.rounds == cloud.description.rounds == summary["best_version"]
+    assert own.description.node == "edge 1" and cloud.rows == []
+    truth = np.array([float(text) for text in own.truth])
+    assert any(np.allclose(own.rows[0]["text"], text, atol=1e-3) for text in DATA.text)
+    for node, kind in ((own, "personal"), (cloud, "global")):
+        said = [answer["sentiment"] for answer in node.predictor().predict(own.rows)]
+        assert np.abs(said - truth).mean() == pytest.approx(
+            summary["edges"][1][kind]["mae"], abs=1e-3)
+    with pytest.raises(UserError, match="e0 has no personal.safetensors"):
+        served.of_kit(tmp_path / "e0")
 
 
 def test_the_report_is_the_runs_too(deployed):
