@@ -118,8 +118,8 @@ class EdgeApp:
             raise WireError("round", f"there is no round {header.round}")
         lora = self._nodes.broadcast if self._config.method.broadcast else {}
         told = np.atleast_1d(message.arrays.get(protocol.COUNTED, np.empty(0)))
-        known = protocol.shapes({"lora": lora}) | protocol.counted(
-            self._config, max(len(told), self._number + 1))  # devices may have been added
+        known = {**protocol.shapes({"lora": lora}), **protocol.counted(
+            self._config, max(len(told), self._number + 1))}  # devices may have been added
         template = {
             "begin": lambda: known,
             "evaluate": lambda: known,

@@ -82,7 +82,7 @@ class MegaCloud:
             "begin": {"count": count, "ends": jax.ShapeDtypeStruct((ends,), np.int32)},
             "evaluate": mega_scores.template(*mega_scores.SPLITS),
             "push": protocol.shapes({"model": initial, "count": count}),
-            "finish": mega_scores.template(*PLACES) | {"history": history}}
+            "finish": {**mega_scores.template(*PLACES), "history": history}}
         self._resumed, self._seconds = time.monotonic(), self.books.seconds
 
     @property
