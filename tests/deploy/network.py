@@ -52,19 +52,35 @@ def peers(pids: Iterable[int]) -> set[Address]:
 
 def _sockets(pids: Iterable[int]) -> list[tuple[Address, Address, str]]:
     """TCP sockets of processes, from /proc: local address, remote address, state."""
-    inodes = set()
+    inodes, tables = set(), {}
     for pid in pids:
         with contextlib.suppress(OSError):  # a process that has just ended
             for file in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
                     inodes.add(os.readlink(file).removeprefix("socket:[").removesuffix("]"))
+            network = os.readlink(f"/proc/{pid}/ns/net")  # it may have one of its own
+            for table in ("tcp", "tcp6"):
+                text = Path(f"/proc/{pid}/net/{table}").read_text()
+                tables[network, table] = text.splitlines()[1:]
     found = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            words = line.split()
+    for lines in tables.values():
+        for words in map(str.split, lines):
             if words[9] in inodes:
                 found.append((_address(words[1]), _address(words[2]), words[3]))
     return found
+
+
+ALONE = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+"""Before a command: it runs in a network that has the loopback address and nothing else."""
+
+
+def alone() -> list[str]:
+    """:data:`ALONE` where this machine lets us, else nothing."""
+    try:
+        possible = subprocess.run([*ALONE, "true"], capture_output=True).returncode == 0
+    except OSError:
+        possible = False
+    return ALONE if possible else []
 
 
 def _address(text: str) -> Address:

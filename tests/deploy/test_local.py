@@ -14,7 +14,7 @@ pytest.importorskip("nvflare", reason="a deployment needs NVFlare: pip install -
 
 from mlecs_jax import experiment
 from tests import small
-from tests.deploy.network import ROOT, environment, listening, peers, wait_for
+from tests.deploy.network import ROOT, alone, environment, listening, peers, wait_for
 
 ROUNDS = 10
 ARGUMENTS = ["--devices=3", "--config=ur_fall:smoke", f"--config.train.rounds={ROUNDS}",
@@ -23,9 +23,12 @@ ARGUMENTS = ["--devices=3", "--config=ur_fall:smoke", f"--config.train.rounds={R
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory):
-    """The command's output and folder, and every socket that its processes were seen to have."""
+    """The command's output and folder, and every socket that its processes were seen to have.
+
+    Where that is possible they have no network but the loopback: what needs another fails.
+    """
     workdir = tmp_path_factory.mktemp("local") / "run"
-    process = start(workdir)
+    process = start(workdir, *alone())
     seen = {"listening": set(), "peers": set(), "processes": set()}
     while process.poll() is None:
         family = tree(process.pid)
@@ -114,9 +117,10 @@ def test_stopping_leaves_no_processes_and_the_same_command_resumes(deployed, tmp
         assert close(own["train"], other["train"]) and close(own["eval"], other["eval"])
 
 
-def start(workdir: Path) -> subprocess.Popen[bytes]:
+def start(workdir: Path, *before: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "mlecs_jax.deploy", "local", *ARGUMENTS, f"--workdir={workdir}"],
+        [*before, sys.executable, "-m", "mlecs_jax.deploy", "local", *ARGUMENTS,
+         f"--workdir={workdir}"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         env=environment(), cwd=ROOT)
 
