@@ -146,6 +146,30 @@ def test_ml_ecs_on_several_processes_has_the_losses_of_one(
     assert_same_numbers(alone, tmp_path)
 
 
+MEGA = ["--config=mosi:smoke", *(f"--config.{name}={value}" for name, value in {
+    "data.source": "simulated", "data.simulated_segments": 120, "partition.minimum": 8,
+    "partition.edges": 2, "model.modalities": "text,vision", "model.targets": "text",
+    "train.rounds": 1, "train.batch_size": 8, "adapter.batch_size": 8,
+    "adapter.epochs": 1}.items())]
+
+
+@pytest.mark.slow
+def test_mega_ce2_on_two_processes_has_the_versions_of_one(tmp_path):
+    for count, folder in ((1, "one"), (2, "two")):
+        with started(count, tmp_path / folder, MEGA) as processes:
+            ends = finished(processes, 1500)
+        assert {code for code, _, _ in ends} == {0}, ends
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert len(one) == len(two) >= 2
+    for a, b in zip(one, two, strict=True):
+        for part in ("edges", "train", "eval"):
+            assert_close(a.get(part), b.get(part))
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text())
+                for name in ("one", "two"))
+    for part in ("server", "client", "edges", "communication"):
+        assert_close(one[part], two[part])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [2, 0])
 def test_a_killed_process_ends_all_and_the_rest_resume(tmp_path_factory, tmp_path, lost):
