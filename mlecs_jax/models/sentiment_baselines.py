@@ -57,6 +57,7 @@ def baseline(
                             rngs={"dropout": key} if train else None)
 
     def init(key, example):
+        example = jax.tree.map(jnp.asarray, example)
         return initial.draw_uniform(lambda key: module.init(key, example, True), key,
                                     xavier="layers")
 
