@@ -211,7 +211,8 @@ class MegaCloudApp:
             "communication": {
                 "uplink_bytes": size + np.dtype(np.int32).itemsize, "downlink_bytes": size,
                 "uploads": sum(edge["reports"] for edge in edges),
-                "downloads": cloud.books.downloads, "adapter_bytes_sent": 0},
+                "downloads": cloud.books.downloads,
+                "adapter_bytes_sent": 0},  # a model with any other leaf is refused
             "timing": {
                 "train_seconds": round(sum(record["seconds"] for record in log.records), 2),
                 "elapsed_seconds": round(cloud.books.seconds, 2),

@@ -251,8 +251,8 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
     add("--dataset", default="", help="of mlecs: ur_fall (default), vast; of mega convergence, "
         "ablation and adapters: mosi (default), mosei; or several with commas")
     add("--methods", default="", help="some methods only, with commas")
-    add("--splits", default="", help="of mlecs: frame, sequence; of mega: canonical, video, "
-        "segment; or several with commas")
+    add("--splits", default="", help="of mlecs: frame, sequence; of mega: heldout, canonical, "
+        "video, segment; or several with commas")
     add("--rho", default="", help="mlecs: some ρ only, with commas; table2 and comm: one")
     add("--devices", default="", help="table2: some numbers of devices only, with commas")
     add("--labelled", default="", help="regime, ablation: some numbers of labelled samples per "
