@@ -54,7 +54,8 @@ def test_real_captions_survive_the_tokenizer(folder):
     samples = omni_caption.load(folder, {"msrvtt": 60}, HASHED)
     bpe = vocabulary.trained_bpe(samples.texts, 400)
     assert len(bpe) <= 400
-    assert bpe.same_as(vocabulary.trained_bpe(samples.texts, 400))
+    again = vocabulary.trained_bpe(samples.texts, 400)
+    assert bpe.begins(again) and again.begins(bpe)
     target = text.targets(samples, bpe, 70)
     found = [bpe.decode(row.tolist()).strip() for row in target]
     assert found == [t.strip() for t in samples.texts]
