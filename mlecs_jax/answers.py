@@ -83,6 +83,19 @@ class Predictor:
             return Question(self._setting, params)
         return self._answers.devices(params, r)
 
+    def after_broadcast(
+        self, received: Callable[[], tuple[Params, ...]], r: int
+    ) -> dict[str, Any]:
+        """``{'after_broadcast': answers}`` of every device with what ends round ``r``, where they
+        are asked for (:meth:`Setting.asks_after_broadcast`), else nothing.
+
+        Args:
+          received: the devices with the broadcast; called where there is somebody to ask.
+        """
+        if not self._setting.asks_after_broadcast(r):
+            return {}
+        return {"after_broadcast": self.devices(received(), r)}
+
     def server(self, params: Params, r: int | None = None):
         """Answers of the server, ``[n]`` or ``[n, T]``; without a round as after the last one."""
         if self._setting.unanswered:

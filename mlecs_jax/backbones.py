@@ -9,10 +9,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
-from jax.sharding import Sharding
 
 from mlecs_jax import public_backbones
 from mlecs_jax.config import Config
@@ -23,9 +22,9 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Params
 from mlecs_jax.models.multimodal import MultimodalModel
 from mlecs_jax.public_backbones import Documents
+from mlecs_jax.sharding import Placement
 
 HF, PRETRAINED = "hf:", "pretrained:"
-Placement = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
 
 
 def resolve(config: Config, samples: Samples) -> tuple[dict[str, str], text.Tokenizer]:

@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlecs_jax.backbones import HF
 from mlecs_jax.config import Config
 from mlecs_jax.errors import UserError
 
-HF = "hf:"
 WHOLE = 1 << 22  # bytes; larger files are weights
 SAMPLE, SAMPLES = 1 << 14, 64  # bytes, places: of weights, their beginning (the header) among them
 

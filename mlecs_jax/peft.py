@@ -247,13 +247,13 @@ def _adapted(run: Restored, device: int | None) -> tuple[Decoder, Params, Lora]:
                             f"give --node=0 to {last}")
         asked = questions["server"]
         return asked.setting.llm.decoder, asked.setting.cloud["llm"], asked.params["lora"]
+    if not 0 <= device <= last:
+        raise UserError(f"there is no device {device}; the run has devices 0 to {last}, and "
+                        "--node=server")
     asked = questions[PRIMARY]
-    for cohort, params in zip(asked.setting.cohorts, asked.params, strict=True):
-        for place in np.flatnonzero(cohort.clients == device):
-            lora = jax.tree.map(lambda x, i=place: x[i], params["lora"])
-            return cohort.model.decoder, asked.setting.edge["slm"], lora
-    raise UserError(f"there is no device {device}; the run has devices 0 to {last}, and "
-                    "--node=server")
+    cohort, place = asked.setting.place(device)
+    lora = jax.tree.map(lambda x: x[place], asked.params[cohort]["lora"])
+    return asked.setting.cohorts[cohort].model.decoder, asked.setting.edge["slm"], lora
 
 
 def _check_free(out: Path) -> None:
@@ -277,8 +277,7 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument("--merged", action="store_true",
                         help="the backbone with the adapter folded in, in place of the adapter")
     given = parser.parse_args(argv)
-    if given.node != "server" and not given.node.isdecimal():
-        raise UserError(f"--node is '{given.node}'; give a number from 0, or server")
+    device = command.node_number("--node", given.node)
     out = Path(given.out).expanduser()
     _check_free(out)  # before data and backbones are read
 
@@ -286,7 +285,6 @@ def _main(argv: Sequence[str]) -> None:
 
     experiment.use_compilation_cache()
     run = restore.restored(Path(given.run).expanduser(), unanswered=True)
-    device = None if given.node == "server" else int(given.node)
     print(from_run(run, device, out, merged=given.merged))
 
 

@@ -88,7 +88,7 @@ def served(run: Path, device: int | None) -> Served:
 
 def _asked(arguments: argparse.Namespace) -> Served:
     if not arguments.kit:
-        return served(_folder(arguments.run), _device(arguments.device))
+        return served(_folder(arguments.run), command.node_number("--device", arguments.device))
     from mlecs_jax.deploy import served as deployed
 
     given = {name: _folder(value) for name in ("data", "state", "run")
@@ -153,14 +153,6 @@ def _own_arguments(name: str, parser: argparse.ArgumentParser) -> None:
     if name == "rows":
         parser.add_argument("--count", type=int, default=KEPT_ROWS, metavar="N",
                             help=f"how many test rows, evenly spaced; 0: all ({KEPT_ROWS})")
-
-
-def _device(text: str) -> int | None:
-    if text == "server":
-        return None
-    if not text.isdecimal():
-        raise UserError(f"--device is '{text}'; give a number from 0, or server")
-    return int(text)
 
 
 def _write_rows(node: Served, path: Path, count: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlecs_jax import durable
 from mlecs_jax.config import SPEED_ONLY
 from mlecs_jax.data.samples import Samples
 from mlecs_jax.errors import UserError
@@ -79,7 +80,7 @@ class RunLog:
             raise UserError(f"{path} has {len(whole)} rounds but only {complete_rounds} are saved; "
                             "restore checkpoints/, or use another --workdir")
         self.records = whole[:complete_rounds]
-        _write(path, "".join(line + "\n" for line in lines[:complete_rounds]))
+        durable.write(path, "".join(line + "\n" for line in lines[:complete_rounds]))
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds the line of one complete round, safe on disk when it returns."""
@@ -92,11 +93,11 @@ class RunLog:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``, whole or not at all."""
-        _write(self.workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        durable.write(self.workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Writes ``samples.jsonl``, one generated answer a line."""
-        _write(self.workdir / SAMPLES, "".join(json.dumps(s) + "\n" for s in samples))
+        write_samples(self.workdir, samples)
 
     def close(self) -> None:
         """Ends the run's claim on the folder."""
@@ -122,7 +123,7 @@ class RunLog:
             if changed:
                 raise UserError(f"workdir {self.workdir} belongs to a run with another "
                                 f"{', '.join(changed)}; use another --workdir or the same values")
-        _write(path, json.dumps(identity, indent=2) + "\n")
+        durable.write(path, json.dumps(identity, indent=2) + "\n")
 
     def _write_events(self, record: Mapping[str, Any]) -> None:
         """The round's numbers as TensorBoard events."""
@@ -134,6 +135,11 @@ class RunLog:
             self._events.add_text("data_source", record["data_source"], record["round"])
         for name, value in _scalars(record):
             self._events.add_scalar(name, value, record["round"])
+
+
+def write_samples(folder: Path, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Writes ``samples.jsonl`` into a folder, one generated answer a line."""
+    durable.write(folder / SAMPLES, "".join(json.dumps(s) + "\n" for s in samples))
 
 
 def stamp(workdir: Path) -> str:
@@ -168,16 +174,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged; restore it, or use another --workdir")
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaces a file in one step, so that a kill leaves the old or the new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -114,7 +114,7 @@ def of_device(
       columns: names of a table's columns, by modality.
     """
     setting = question.setting
-    cohort, place = _place(setting, device)
+    cohort, place = setting.place(device)
     params = jax.tree.map(lambda x: x[place], question.params[cohort])
     owned = np.any(setting.federation.owned, axis=0)[device]  # whatever it was trained with
     return _served(setting, f"device {device}", setting.cohorts[cohort].model,
@@ -159,14 +159,6 @@ def _served(
         rows=[_row(samples, int(i), owned) for i in rows],
         truth=[samples.class_names[samples.labels[i]] if samples.labels is not None
                else (samples.texts or ())[i] for i in rows])
-
-
-def _place(setting: Setting, device: int) -> tuple[int, int]:
-    """Cohort of a device and its number therein."""
-    for number, cohort in enumerate(setting.cohorts):
-        if device in cohort.clients:
-            return number, int(np.flatnonzero(cohort.clients == device)[0])
-    raise AssertionError(f"device {device} is in no cohort")
 
 
 def _row(samples: Samples, i: int, owned: np.ndarray) -> Row:

@@ -92,6 +92,13 @@ class Setting:
         """Whether devices answer after the broadcast that ends round ``r`` too."""
         return not self.briefly or r == self.config.train.rounds - 1
 
+    def place(self, device: int) -> tuple[int, int]:
+        """Cohort of a device and its number therein."""
+        for number, cohort in enumerate(self.cohorts):
+            if device in cohort.clients:
+                return number, int(np.flatnonzero(cohort.clients == device)[0])
+        raise AssertionError(f"device {device} is in no cohort")
+
     @property
     def numbers(self) -> np.ndarray:
         """Numbers of the devices that are here, int ``[N]``, ascending: 0 … N-1 in a simulation,

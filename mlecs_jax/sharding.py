@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from mlecs_jax.errors import UserError
 
 Tree = Any
 Axes: TypeAlias = str | tuple[str, ...] | None
+Placement: TypeAlias = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
+"""Where leaves go that are read from a file: all alike, by '/'-joined path and shape, or as JAX
+puts them."""
 Rules: TypeAlias = Sequence[tuple[str, tuple[Axes, ...]]]
 # jax exports the class as a variable, which a type checker does not take for a type.
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]

@@ -33,9 +33,11 @@ def read(folder: Path, modality: str, clips: Sequence[str]) -> tuple[np.ndarray,
       UserError: a file that cannot be read, has none of the clips, or arrays of several shapes.
     """
     with _opened(folder, modality) as stored:
-        ids, get = stored or ((), _nothing)
-        known = frozenset(ids)
-        found = {clip: get(clip) for clip in clips if clip in known}
+        found = {}
+        if stored is not None:
+            ids, get = stored
+            known = frozenset(ids)
+            found = {clip: get(clip) for clip in clips if clip in known}
     if not found:
         raise UserError(f"captions.features: {folder}/{modality} has none of the {len(clips)} "
                         "clips; its keys must be the annotations' clip_id")
@@ -48,10 +50,6 @@ def read(folder: Path, modality: str, clips: Sequence[str]) -> tuple[np.ndarray,
         if clip in found:
             vectors[row] = found[clip]
     return vectors, np.array([clip in found for clip in clips], bool)
-
-
-def _nothing(clip: str) -> np.ndarray:
-    raise KeyError(clip)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from mlecs_jax import channel, runlog
-from mlecs_jax.data.sentiment import MODALITIES, SentimentBatch
 from mlecs_jax.deploy import mega_scores, mega_share
 from mlecs_jax.deploy.crew import OnEvent
 from mlecs_jax.deploy.mega_cloud import PLACES, MegaCloud
@@ -107,10 +106,9 @@ class MegaCloudApp:
 
     def _opened(self) -> MegaCloud:
         config = self._config
-        example = SentimentBatch(*(np.zeros((1, *self._share.shapes[name]), np.float32)
-                                   for name in MODALITIES), np.zeros(1, np.float32))
         key = jax.random.fold_in(jax.random.key(config.seed), 0)
-        initial = crossmodal.model(config.model_config(), "Mega-CE²").init(key, example)
+        initial = crossmodal.model(config.model_config(), "Mega-CE²").init(
+            key, self._share.example())
         return MegaCloud(
             jax.tree.map(np.asarray, initial), config.method.staleness_exponent,
             self._session.roster, self._session.id(1), self._versions, self._workdir / STATE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from mlecs_jax import channel
+from mlecs_jax import channel, durable
 from mlecs_jax.deploy import mega_scores, mega_share
 from mlecs_jax.deploy.session import Session
 from mlecs_jax.deploy.state import EdgeState
@@ -150,7 +149,7 @@ class MegaEdgeApp:
         temporary = path.with_name(f".{PERSONAL}.new")
         save_file(channel.pack({"model": self._model, "adapter": adapter}), temporary,
                   metadata={"version": str(self._version)})
-        os.replace(temporary, path)
+        durable.replace(temporary, path)
         return {"global": self._tallies(self._model), "personal": self._tallied(answers),
                 "history": np.asarray(answers["history"], np.float64)}
 

@@ -16,7 +16,15 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from mlecs_jax.data.sentiment import MODALITIES, TEST, TRAIN, VALID, SentimentData, Split
+from mlecs_jax.data.sentiment import (
+    MODALITIES,
+    TEST,
+    TRAIN,
+    VALID,
+    SentimentBatch,
+    SentimentData,
+    Split,
+)
 from mlecs_jax.deploy.share import CLOUD, MOMENTS, SHARE, read_arrays
 from mlecs_jax.errors import UserError
 from mlecs_jax.mega.config import MegaConfig
@@ -85,6 +93,11 @@ class MegaShare:
         if self.edge_rows < training.sum():
             raise UserError(f"the share has {training.sum()} training segments and edge_rows is "
                             f"{self.edge_rows}; give at least as many")
+
+    def example(self) -> SentimentBatch:
+        """One segment of nothing, to fix shapes at initialisation."""
+        return SentimentBatch(*(np.zeros((1, *self.shapes[name]), np.float32)
+                                for name in MODALITIES), labels=np.zeros(1, np.float32))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

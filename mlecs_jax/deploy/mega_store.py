@@ -21,8 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from mlecs_jax import channel
-from mlecs_jax.deploy import durable
+from mlecs_jax import channel, durable
 from mlecs_jax.errors import UserError
 
 Params = Any
@@ -142,9 +141,7 @@ class Store:
 
     def commit(self) -> None:
         """Makes the books true, on disk, and forgets the models that they no longer name."""
-        temporary = self._folder / f".{STATE}.new"
-        temporary.write_text(json.dumps(dataclasses.asdict(self.books)) + "\n")
-        durable.replace(temporary, self._folder / STATE)
+        durable.write(self._folder / STATE, json.dumps(dataclasses.asdict(self.books)) + "\n")
         self._kept = self._needed()
         self._forget()
 

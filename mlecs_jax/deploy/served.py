@@ -7,7 +7,6 @@ own model, which it has once the run is over, the cloud with the newest complete
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlecs_jax import channel, restore, served
-from mlecs_jax.data.sentiment import MODALITIES, TEST, SentimentBatch
+from mlecs_jax.data.sentiment import TEST
 from mlecs_jax.deploy import kit as kits
 from mlecs_jax.deploy import mega_share, node, wire
 from mlecs_jax.deploy import state as states
@@ -153,10 +152,8 @@ def _mega_cloud(kit: Kit, data: Path, run: Path) -> Served:
 
     session, share = kit.session(), mega_share.load(data)
     config = mega_configs.parse(session.config)
-    example = SentimentBatch(*(np.zeros((1, *share.shapes[name]), np.float32)
-                               for name in MODALITIES), labels=np.zeros(1, np.float32))
     initial = crossmodal.model(config.model_config(), "Mega-CE²").init(
-        _first_key(config.seed), example)
+        _first_key(config.seed), share.example())
     with restore.resting(run):
         if not (run / STATE).is_dir():
             raise UserError(f"{run} has no version yet; run it first")
@@ -173,8 +170,7 @@ def _mega(
 ) -> Served:
     from mlecs_jax.mega.served import answering, described
 
-    config = mega_configs.parse(json.loads(json.dumps(dict(values))))
-    shape, rows = config.model_config(), np.flatnonzero(share.part == TEST)
+    shape, rows = mega_configs.parse(values).model_config(), np.flatnonzero(share.part == TEST)
     measured = {name: _measured(getattr(share, name)[rows], share.moments.get(name))
                 for name in shape.modalities}
     own = jax.tree.map(jnp.asarray, {"model": model, "adapters": adapters})

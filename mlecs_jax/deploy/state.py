@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mlecs_jax.deploy import durable
+from mlecs_jax import durable, runlog
 from mlecs_jax.errors import UserError
-from mlecs_jax.runlog import SAMPLES
 
 Tree = Any
 SENT = "sent"
@@ -102,9 +100,7 @@ class EdgeState:
 
     def keep_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Writes ``samples.jsonl``, captions of own rows to read, a line each."""
-        temporary = self._folder / f".{SAMPLES}.new"
-        temporary.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-        os.replace(temporary, self._folder / SAMPLES)
+        runlog.write_samples(self._folder, samples)
 
     @property
     def sent(self) -> int:
@@ -122,9 +118,7 @@ class EdgeState:
 
     def count_upload(self) -> None:
         """Counts one more upload for good: going back to an older state does not undo it."""
-        temporary = self._folder / f".{SENT}.new"
-        temporary.write_text(f"{self.sent + 1}\n")
-        durable.replace(temporary, self._folder / SENT)
+        durable.write(self._folder / SENT, f"{self.sent + 1}\n")
 
     def close(self) -> None:
         """Ends the claim on the folder."""

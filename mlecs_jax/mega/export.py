@@ -42,7 +42,6 @@ def export(
       moments: of the training features (:func:`mlecs_jax.data.sentiment.moments`), so that the
         predictor takes features as they are measured; None: they come standardised.
     """
-    apply = cast(Any, model.apply)  # the cross-modal transformer takes adapters besides
     state = {"model": params, "adapters": adapters,
              "moments": {name: tuple(np.asarray(x, np.float32) for x in pair)
                          for name, pair in (moments or {}).items()}}
@@ -50,9 +49,7 @@ def export(
     def respond(state: Any, inputs: list[Array]) -> Float[Array, " 1"]:
         read = [standardised(x, state["moments"].get(name))
                 for name, x in zip(MODALITIES, inputs, strict=True)]
-        batch = SentimentBatch(*read, labels=jnp.zeros(1))
-        options = {} if state["adapters"] is None else {"adapters": state["adapters"]}
-        return jnp.clip(apply(state["model"], batch, **options), -3.0, 3.0)
+        return answers(model, state, read)
 
     _write(folder, model.name, state, respond, shapes)
 
@@ -113,6 +110,21 @@ def _write(
         "format": FORMAT, "model": name,
         "shapes": {name: list(shapes[name]) for name in MODALITIES},
         "sha256": {PROGRAM: sha256(program), WEIGHTS: sha256(weights)}})))
+
+
+def answers(
+    model: SentimentModel, state: Mapping[str, Any], read: list[Float[Array, "B _ _"]]
+) -> Float[Array, " B"]:
+    """Sentiment of standardised readings, in [-3, 3].
+
+    Args:
+      state: ``model``, its parameters, and ``adapters``, None for none.
+      read: a sequence of each of :data:`MODALITIES`, lengths and widths their own.
+    """
+    apply = cast(Any, model.apply)  # the cross-modal transformer takes adapters besides
+    batch = SentimentBatch(*read, labels=jnp.zeros(read[0].shape[0]))
+    options = {} if state["adapters"] is None else {"adapters": state["adapters"]}
+    return jnp.clip(apply(state["model"], batch, **options), -3.0, 3.0)
 
 
 def standardised(

@@ -35,12 +35,14 @@ class Tuned:
     """Who tunes on what.
 
     Attributes:
+      edges: numbers of the edges that are served.
       nodes: numbers that keys are drawn by: the edges, or 0 where one tunes for all.
       train: training rows of each node, a row of the table by the node's number.
       val: validation rows of each node, in the order of ``nodes``.
       owner: for every edge that is served the place of its node in ``nodes``.
     """
 
+    edges: np.ndarray
     nodes: np.ndarray
     train: Padded
     val: list[np.ndarray]
@@ -59,10 +61,10 @@ def tuned(setting: MegaSetting, edges: Sequence[int] | None) -> Tuned:
         if edges is not None:
             raise UserError("adapter.scope is pooled, which tunes on the segments of all edges in "
                             "one place; use edge")
-        return Tuned(np.zeros(1, int), pad([federation.split.train]), [federation.split.val],
-                     np.zeros(len(numbers), int))
+        return Tuned(numbers, np.zeros(1, int), pad([federation.split.train]),
+                     [federation.split.val], np.zeros(len(numbers), int))
     val = [federation.val.rows[edge][federation.val.real[edge]] for edge in numbers]
-    return Tuned(numbers, federation.edges, val, np.arange(len(numbers)))
+    return Tuned(numbers, numbers, federation.edges, val, np.arange(len(numbers)))
 
 
 def personaliser(
@@ -80,15 +82,14 @@ def personaliser(
       UserError: see :func:`tuned`.
     """
     who = tuned(setting, edges)
-    numbers = np.arange(setting.config.partition.edges) if edges is None else np.asarray(edges)
     tune = (_biases if setting.config.adapter.kind == "bias" else _blocks)(setting, predict, who)
 
     def personalise(model: Params, key: jax.Array) -> tuple[Adapters, Predictions]:
         model = setting.topology.to_edge(model)
         best, history = tune(model, key)
-        if len(who.nodes) != len(numbers):
+        if len(who.nodes) != len(who.edges):
             best = jax.tree.map(lambda x: x[who.owner], best)
-        return best, predict.own(model, best, numbers) | {"history": history}
+        return best, predict.own(model, best, who.edges) | {"history": history}
 
     return personalise
 

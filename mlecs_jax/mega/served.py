@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,12 @@ from jaxtyping import Array
 
 from mlecs_jax import restore
 from mlecs_jax.data import sentiment
-from mlecs_jax.data.sentiment import MODALITIES, SentimentBatch, SentimentData
+from mlecs_jax.data.sentiment import MODALITIES, SentimentData
 from mlecs_jax.errors import UserError
 from mlecs_jax.mega import config as configs
 from mlecs_jax.mega import experiment
 from mlecs_jax.mega import setting as settings
-from mlecs_jax.mega.export import Moments, standardised
+from mlecs_jax.mega.export import Moments, answers, standardised
 from mlecs_jax.mega.setting import MegaSetting
 from mlecs_jax.methods import mega_ce2
 from mlecs_jax.models.adapters import Adapters
@@ -128,7 +128,6 @@ def answering(
       moments: what measured features are standardised by; empty: readings are z-scores.
       rows, truth: see :class:`~mlecs_jax.served.Served`.
     """
-    apply = cast(Any, model.apply)
     known = {name: tuple(np.asarray(x, np.float32) for x in pair)
              for name, pair in moments.items()}
 
@@ -136,9 +135,7 @@ def answering(
         read = [jnp.where(mask[:, i, None, None],
                           standardised(x, weights["moments"].get(name)), 0.0)
                 for i, (name, x) in enumerate(zip(MODALITIES, inputs, strict=True))]
-        batch = SentimentBatch(*read, labels=jnp.zeros(mask.shape[0]))
-        options = {} if weights["adapters"] is None else {"adapters": weights["adapters"]}
-        return jnp.clip(apply(weights["model"], batch, **options), -3.0, 3.0)
+        return answers(model, weights, read)
 
     return Served(
         description=description,

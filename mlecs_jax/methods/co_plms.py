@@ -137,12 +137,9 @@ def build(setting: Setting) -> Method:
                 {"devices": {"saml": saml, "dst": dst}, "server": on_server})
 
     def evaluate(state: State, r: int) -> Predictions:
-        answers = {"after_amt": predict.devices(state.devices, r),
-                   "server": predict.server(state.server["own"], r)}
-        if setting.asks_after_broadcast(r):
-            received = exchange.receive(state.devices, state.encoders, r)
-            answers["after_broadcast"] = predict.devices(received, r)
-        return answers
+        return {"after_amt": predict.devices(state.devices, r),
+                "server": predict.server(state.server["own"], r)} | predict.after_broadcast(
+                    lambda: exchange.receive(state.devices, state.encoders, r), r)
 
     def communication(state: State) -> dict[str, int]:
         sent = (exchange.num_bytes(state.encoders, state.devices)

@@ -51,11 +51,8 @@ def build(setting: Setting) -> Method:
                 {"devices": {"private": losses}, "server": {}})
 
     def evaluate(state: State, r: int) -> Predictions:
-        answers = {"after_amt": predict.devices(state.devices, r)}
-        if setting.asks_after_broadcast(r):
-            received = rounds.overwrite(state.devices, {"lora": state.broadcast})
-            answers["after_broadcast"] = predict.devices(received, r)
-        return answers
+        return {"after_amt": predict.devices(state.devices, r)} | predict.after_broadcast(
+            lambda: rounds.overwrite(state.devices, {"lora": state.broadcast}), r)
 
     def communication(state: State) -> dict[str, int]:
         return {"uplink": channel.num_bytes({"lora": state.broadcast, "samples": samples[:1]}),

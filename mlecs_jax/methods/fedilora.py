@@ -87,10 +87,8 @@ def build(setting: Setting) -> Method:
                 {"devices": {"private": losses}, "server": {}})
 
     def evaluate(state: State, r: int) -> Predictions:
-        answers = {"after_amt": predict.devices(state.devices, r)}
-        if setting.asks_after_broadcast(r):
-            answers["after_broadcast"] = predict.devices(receive(state), r)
-        return answers
+        return {"after_amt": predict.devices(state.devices, r)} | predict.after_broadcast(
+            lambda: receive(state), r)
 
     def communication(state: State) -> dict[str, int]:
         """Means over devices: each sends and receives its own ranks only."""

@@ -235,10 +235,8 @@ def device_part(setting: Setting) -> DevicePart:
         return dataclasses.replace(nodes, broadcast=message["lora"])
 
     def evaluate(nodes: Nodes, r: int) -> Predictions:
-        answers = {"after_amt": predict.devices(nodes.devices, r)}
-        if setting.asks_after_broadcast(r):
-            answers["after_broadcast"] = predict.devices(adopted(nodes), r)
-        return answers
+        return {"after_amt": predict.devices(nodes.devices, r)} | predict.after_broadcast(
+            lambda: adopted(nodes), r)
 
     return DevicePart(init, train, receive, evaluate)
 

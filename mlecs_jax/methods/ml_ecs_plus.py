@@ -152,8 +152,8 @@ def build(setting: Setting) -> Method:
     def evaluate(state: State, r: int) -> Predictions:
         predictions = {"after_amt": predict.devices(state.devices, r),
                        "server": predict.server(state.llm, r)}
-        if (levers.lora or levers.encoders) and setting.asks_after_broadcast(r):
-            predictions["after_broadcast"] = predict.devices(received(state, r), r)
+        if levers.lora or levers.encoders:
+            predictions |= predict.after_broadcast(lambda: received(state, r), r)
         return predictions
 
     def communication(state: State) -> dict[str, int]:

@@ -62,10 +62,8 @@ def build(setting: Setting) -> Method:
                 {"devices": {"private": losses}, "server": {}})
 
     def evaluate(state: State, r: int) -> Predictions:
-        answers = {"after_amt": predict.devices(state.devices, r)}
-        if setting.asks_after_broadcast(r):
-            answers["after_broadcast"] = predict.devices(receive(state, r), r)
-        return answers
+        return {"after_amt": predict.devices(state.devices, r)} | predict.after_broadcast(
+            lambda: receive(state, r), r)
 
     def communication(state: State) -> dict[str, int]:
         sent = exchange.num_bytes(state.encoders, state.devices)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from mlecs_jax.models import hf_config, hf_files, hf_names
 from mlecs_jax.models.decoder import Decoder, DecoderConfig
 from mlecs_jax.models.hf_files import CONFIG, INDEX, WEIGHTS, Location
 from mlecs_jax.models.hf_names import Tensor
+from mlecs_jax.sharding import Placement
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 BESIDE_TOKENIZER = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json",
@@ -36,7 +37,6 @@ SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Rows of an embedding that no token of its own tokenizer needs. In use: 143 (GPT-J), up to 418
 # (Qwen2), of large vocabularies 2.4 % (100,015 tokens in 102,400 rows).
 UNUSED_ROWS, UNUSED_SHARE = 512, 1 / 32
-Placement = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
 end_ids = hf_config.end_ids
 
 

@@ -24,6 +24,7 @@ from mlecs_jax.repro.tables import (
     Table,
     difference_cell,
     difference_text,
+    plain,
     share,
 )
 from mlecs_jax.runlog import SAMPLES
@@ -91,7 +92,7 @@ def masking_table(results: Results, where: Labels) -> tuple[Table | None, list[s
                      for who, found in overall.items() if found]
     if not rows:
         return None, []
-    settings = [f"{who}, ρ={share(float(rho), 1)}" for who in ("devices", "server")
+    settings = [f"{who}, ρ={plain(float(rho))}" for who in ("devices", "server")
                 for rho in rhos]
     return Table(
         f"What a modality is worth: ROUGE-LSum without it minus with it, "
@@ -159,7 +160,7 @@ def _samples(run: Run) -> Iterator[dict[str, object]]:
 def _row(run: Run, sample: dict[str, object]) -> tuple[Cell, ...]:
     held, score = sample["modalities"], sample[rouge.PRIMARY]
     assert isinstance(held, list) and isinstance(score, int | float)
-    seed = f"{share(float(run.labels['rho']), 1)}, {run.labels['seed']}"
+    seed = f"{plain(float(run.labels['rho']))}, {run.labels['seed']}"
     texts = (sample["node"], ", ".join(held) or "nothing", _short(sample["inputs"]),
              _short(sample["reference"]), _short(sample["generated"]) or "(nothing)")
     return (Cell(seed), *(Cell(str(text)) for text in texts),

@@ -86,6 +86,19 @@ def _table(entries: Sequence[Answer]) -> str:
                                ).rstrip() for line in lines)
 
 
+def node_number(flag: str, text: str) -> int | None:
+    """The number of a device that a flag names; None for ``server``.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if text == "server":
+        return None
+    if not text.isdecimal():
+        raise UserError(f"{flag} is '{text}'; give a number from 0, or server")
+    return int(text)
+
+
 def run(main: Callable[[], Any]) -> int:
     """``main()`` with errors as one line; returns the exit code."""
     try:

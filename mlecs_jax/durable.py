@@ -17,6 +17,13 @@ def replace(temporary: Path, path: Path) -> None:
     _sync(path.parent)
 
 
+def write(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, "utf-8")
+    replace(temporary, path)
+
+
 def _sync(path: Path) -> None:
     number = os.open(path, os.O_RDONLY)
     try:
