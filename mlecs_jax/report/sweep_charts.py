@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
-
-import numpy as np
+from collections.abc import Iterable, Mapping
 
 from mlecs_jax.report.axes import byte_text, linear_axis, log_axis, score
 from mlecs_jax.report.blocks import grid, panel, section, words
 from mlecs_jax.report.captions import captions_section
 from mlecs_jax.report.confusion import matrices, summed_matrix
-from mlecs_jax.report.curves import Crowd, client_scores, primary_metric, rounds_done, stages_of
+from mlecs_jax.report.curves import (
+    Column,
+    Crowd,
+    client_scores,
+    primary_metric,
+    rounds_done,
+    stages_of,
+)
 from mlecs_jax.report.markup import Markup, tag
 from mlecs_jax.report.run_files import RunFiles, dig, number
 from mlecs_jax.report.svg import Band, DotRow, Line, Point, dot_rows, heat_map, line_chart, scatter
@@ -44,55 +49,78 @@ def styles_of(series: list[str]) -> dict[str, str]:
 
 
 def curves_section(sweep: SweepFiles) -> Markup | None:
-    """Test score per round, mean over seeds with a band of one standard deviation."""
+    """Score per round, mean over seeds with a band of one standard deviation: on test data, or on
+    validation data where the test rows were answered after the last round alone."""
     panels = [drawn for title, runs in list(sweep.cells().items())[:_CELLS]
               if (drawn := _curves(title, runs, metric_of(runs)))]
     if not panels:
         return None
     return section("learning", "Learning curves", grid(*panels),
-                   lead=f"Mean test {metric_words(sweep)} of the devices after every round. "
-                   "Bands: one standard deviation over seeds. Grey: the other methods.")
+                   lead=f"Mean test {metric_words(sweep)} of the devices after every round, of "
+                   "validation data where a panel says so. Bands: one standard deviation over "
+                   "seeds. Grey: the other methods.")
 
 
 def _curves(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
-    found = {}
-    for name, members in by_series(runs).items():
-        columns = [crowd.mean for run in members if run.files and (crowd := _scores(
-            run.files, metric))]
-        if columns:
-            found[name] = Crowd.of([list(values) for values in zip(*columns, strict=False)])
-    found = {name: crowd for name, crowd in found.items() if crowd}
+    tested, validated = (_over_seeds(runs, split, metric) for split in ("test", "val"))
+    found, note = tested, ""
+    if _points(tested) < 2 <= _points(validated):
+        found, note = validated, ", validation"
     files = next((run.files for run in runs if run.files), None)
     if not found or files is None:
         return None
     styles = styles_of(list(found))
     length = min(len(crowd.mean) for crowd in found.values())
     rounds = rounds_done(files)[:length]
-    bands, lines, values = [], [], []
+    bands, lines = [], []
     for name, crowd in sorted(found.items(), key=lambda item: styles[item[0]] != "ref"):
-        spread = [float(np.std([v for device in crowd.per_device
-                                if (v := device[i]) is not None], ddof=1))
-                  if len(crowd.per_device) > 1 else 0.0 for i in range(length)]
-        mean = [v if v is not None else 0.0 for v in crowd.mean[:length]]
-        values += mean
-        if styles[name] != "ref" and len(crowd.per_device) > 1:
-            low = [m - s for m, s in zip(mean, spread, strict=True)]
-            high = [m + s for m, s in zip(mean, spread, strict=True)]
-            bands.append(Band(low, high, styles[name]))
-            values += [*low, *high]
-        lines.append(Line(mean, styles[name] + (" thin" if styles[name] == "ref" else "")))
+        mean, style = crowd.mean[:length], styles[name]
+        if style != "ref" and len(crowd.per_device) > 1:
+            bands.append(Band(*_deviation(crowd, length), style))
+        lines.append(Line(mean, style + (" thin" if style == "ref" else "")))
+    values = [v for line in lines for v in line.values]
+    values += [v for band in bands for v in (*band.low, *band.high)]
     read_outs = [f"Round {r}: " + ", ".join(
         f"{name} {score(crowd.mean[i])}" for name, crowd in found.items() if styles[name] != "ref")
         for i, r in enumerate(rounds)]
     legend = [(style, "line", name) for name, style in styles.items() if style != "ref"]
-    chart = line_chart([*bands, *lines], rounds, linear_axis(values), label=title,
+    chart = line_chart([*bands, *lines], rounds, linear_axis(values), label=title + note,
                        y_label=f"{words(metric)} (0 to 1)", read_outs=read_outs)
-    return panel(title, chart, legend=legend, read_out=read_outs[-1])
+    return panel(title + note, chart, legend=legend, read_out=read_outs[-1])
 
 
-def _scores(files: RunFiles, metric: str) -> Crowd | None:
+def _over_seeds(runs: list[SweepRun], split: str, metric: str) -> dict[str, Crowd]:
+    """Of each series the devices' mean score per round, one column a seed."""
+    found = {}
+    for name, members in by_series(runs).items():
+        columns = [crowd.mean for run in members if run.files and (crowd := _scores(
+            run.files, split, metric))]
+        if columns and (crowd := Crowd.of(
+                [list(values) for values in zip(*columns, strict=False)])):
+            found[name] = crowd
+    return found
+
+
+def _points(found: Mapping[str, Crowd]) -> int:
+    """How many rounds have a score, of the series that has most."""
+    return max((sum(v is not None for v in crowd.mean) for crowd in found.values()), default=0)
+
+
+def _deviation(crowd: Crowd, length: int) -> tuple[Column, Column]:
+    """One standard deviation below and above the mean; None where fewer than two seeds know."""
+    low: Column = [None] * length
+    high: Column = [None] * length
+    for i, mean in enumerate(crowd.mean[:length]):
+        known = [v for column in crowd.per_device if (v := column[i]) is not None]
+        if mean is not None and len(known) > 1:
+            spread = statistics.stdev(known)
+            low[i], high[i] = mean - spread, mean + spread
+    return low, high
+
+
+def _scores(files: RunFiles, split: str, metric: str) -> Crowd | None:
     stages = stages_of(files)
-    return client_scores(files, "test", stages[0], metric) if stages else None
+    return client_scores(files, split, stages[0], metric) if stages else None
 
 
 def ablation_section(sweep: SweepFiles) -> Markup | None:

@@ -145,9 +145,9 @@ def samples_table(results: Results, where: Labels) -> Table | None:
     rows = tuple(_row(*written[i]) for i in chosen)
     return Table(
         f"Captions to read, {proper(READ_FROM)}, {data_words(results, where)}",
-        ("ρ, seed", "node", "has", "inputs in words", "reference", "output", "ROUGE-LSum"), rows,
+        ("ρ, seed", "node", "has", "the clip in words", "reference", "output", "ROUGE-LSum"), rows,
         f"{len(rows)} of the {len(written)} test captions in the runs' samples.jsonl, drawn at "
-        "random and not chosen by score. A node sees of the inputs what it has.", TEXTS, names=6)
+        "random and not chosen by score. Of the clip a node sees what it has.", TEXTS, names=6)
 
 
 def _samples(run: Run) -> Iterator[dict[str, object]]:

@@ -102,7 +102,8 @@ def test_other_ablations_change_the_result(ablation, reference):
 
 
 @pytest.mark.parametrize("options,devices", [
-    ({"clients.backend": "loop"}, 1), ({"clients.chunk": 2}, 1), ({"clients.chunk": 3}, 1),
+    ({"clients.backend": "loop"}, 1), ({"clients.chunk": 2}, 1),
+    pytest.param({"clients.chunk": 3}, 1, marks=pytest.mark.slow),
     ({}, 3), ({"clients.backend": "shard_map"}, 8)])
 def test_back_ends_and_meshes_agree(options, devices, reference):
     """Losses to 1e-5; parameters only loosely, since Adam amplifies rounding of tiny gradients."""

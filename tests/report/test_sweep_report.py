@@ -125,6 +125,18 @@ def test_captions_are_shown_where_there_are_some(tmp_path):
     assert 'id="captions"' in page and "a man &lt;b&gt;runs&lt;/b&gt;" in page
 
 
+def test_curves_are_of_validation_data_where_tests_wait_for_the_end(tmp_path):
+    folder = write_sweep(tmp_path, seeds=2)
+    for file in (tmp_path / "runs").glob("*/metrics.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for line in lines[:-1]:
+            del line["eval"]["test"]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = write_sweep_report(folder).read_text()
+    assert ", validation</h3>" in page
+    assert "Round 1: ML-ECS –" not in page
+
+
 def test_lost_or_broken_runs_do_not_stop_the_page(tmp_path):
     folder = write_sweep(tmp_path, seeds=2)
     shutil.rmtree(tmp_path / "runs" / "ml_ecs-0.5-0")
