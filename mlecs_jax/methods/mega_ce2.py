@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
+from flax import struct, traverse_util
 
 from mlecs_jax import aggregate, channel, train
 from mlecs_jax.mega import clock
@@ -219,8 +219,9 @@ def upload(model: Params, count: Any, template: Params) -> dict[str, Any]:
 
 def adapter_bytes(message: Mapping[str, Any], adapters: Adapters) -> int:
     """Bytes of those leaves of a message that stand where adapters have theirs; none should."""
-    private = {f"model/{path}" for path in channel.pack(adapters)}
-    return sum(leaf.nbytes for path, leaf in channel.pack(message).items() if path in private)
+    private = {("model", *path) for path in traverse_util.flatten_dict(adapters)}
+    return channel.num_bytes({path: leaf for path, leaf in traverse_util.flatten_dict(
+        message).items() if path in private})
 
 
 def _rate(setting: MegaSetting, arrivals: list[Arrival], began: float) -> float:
