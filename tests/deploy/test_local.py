@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,30 +23,46 @@ ARGUMENTS = ["--devices=3", "--config=ur_fall:smoke", f"--config.train.rounds={R
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory):
-    """The command's output and folder, and every socket that its processes were seen to have.
+def running(tmp_path_factory):
+    """The command at work, its folder, and a thread that notes every socket its processes have.
 
     Where that is possible they have no network but the loopback: what needs another fails.
     """
     workdir = tmp_path_factory.mktemp("local") / "run"
     process = start(workdir, *alone())
     seen = {"listening": set(), "peers": set(), "processes": set()}
-    while process.poll() is None:
-        family = tree(process.pid)
-        seen["processes"] |= family
-        seen["listening"] |= listening(family)
-        seen["peers"] |= peers(family)
-        time.sleep(1.0)
-    output = process.stdout.read().decode()
-    process.stdout.close()
-    assert process.returncode == 0, output
-    return workdir, output, seen
+
+    def watch():
+        while process.poll() is None:
+            family = tree(process.pid)
+            seen["processes"] |= family
+            seen["listening"] |= listening(family)
+            seen["peers"] |= peers(family)
+            time.sleep(1.0)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield workdir, process, watcher, seen
+    process.terminate()  # where a test gave up on it
+    watcher.join()
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
+def simulated(running, tmp_path_factory):
+    """The same run in this process, while the deployment is at work."""
     workdir = tmp_path_factory.mktemp("simulated")
     return workdir, experiment.run(small.config(**{"train.rounds": ROUNDS}), workdir)
+
+
+@pytest.fixture(scope="module")
+def deployed(running, simulated):
+    """The command's folder and output, and every socket that its processes were seen to have."""
+    workdir, process, watcher, seen = running
+    output = process.stdout.read().decode()
+    process.stdout.close()
+    watcher.join()
+    assert process.wait() == 0, output
+    return workdir, output, seen
 
 
 def test_metrics_equal_the_simulations(deployed, simulated):
