@@ -70,13 +70,14 @@ def replaced(page: str, name: str, text: str) -> str:
 def _part(options: Options, title: str, findings: Findings, results: Results, seconds: float,
           table: Path, missing: int) -> str:
     lines = [f"## {title}" + (f": {options.name}" if options.name else ""), ""]
+    count = len({run.folder for run in results.runs})
     if missing:
         lines += [f"**{render.missing_text(missing)}.**", ""]
     if "simulated" in results.sources:
         lines += ["**Simulated data**: these figures show that the program runs, and are no "
                   "evidence about any real task.", ""]
     lines += [f"`{options.command}`", "",
-              f"{len({run.folder for run in results.runs})} runs, {duration(seconds)} of worker "
+              f"{count} run{'s' if count != 1 else ''}, {duration(seconds)} of worker "
               f"time in all; one row per run: [{table.as_posix()}]({table.as_posix()}). "
               f"{versions_text(results)}", "", render.markdown(findings)]
     return "\n".join(lines)
