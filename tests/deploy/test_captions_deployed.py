@@ -241,13 +241,14 @@ def test_what_a_deployment_of_captions_cannot_do():
     {"model.slm": "pretrained:gpt2-1x16x2", "model.llm": "pretrained:gptj-1x24x2",
      "captions.pretrain_steps": 12},
     {"channel.uplink": "int8", "captions.test_every": 1, "partition.num_clients": 3},
-    {"aggregation.rule": "median", "partition.public_labels": False, "data.split": "frame"}])
+    {"aggregation.rule": "median", "partition.num_clients": 3, "partition.public_labels": False,
+     "data.split": "frame"}])
 def test_every_kind_of_run_is_the_simulations(overrides, tmp_path, cache_dir):
     config = options(**overrides)
     experiment.run(config, tmp_path / "simulated")
     session = provision(tmp_path, config)
     jax.clear_caches()
-    shutil.rmtree(cache_dir)  # what devices need is in their folders
+    shutil.rmtree(cache_dir, ignore_errors=True)  # what devices need is in their folders
     transport = small.MemoryTransport(small.edges(tmp_path, session))
     small.cloud(tmp_path, session, transport).run()
     small.close(transport)

@@ -243,8 +243,7 @@ def test_nobody_there_ends_with_one_line(copy):
 @pytest.mark.slow
 def test_only_liars_there_end_with_one_line(copy):
     folder, session = copy
-    edges = small.edges(folder, session)
-    edges = {"d0": Faulty(edges.pop("d0"), faults.sends_nan)}
+    edges = {"d0": Faulty(small.edge(folder, session, "d0"), faults.sends_nan)}
     with pytest.raises(UserError, match="round 0: fewer than 1 usable answers in 3 .*not_finite"):
         run(folder, session, edges)
 
