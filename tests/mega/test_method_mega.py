@@ -12,7 +12,7 @@ from small_mega import DATA, build, build_toy, toy, values
 
 from mlecs_jax import channel
 from mlecs_jax import run as command
-from mlecs_jax.data import sentiment
+from mlecs_jax.data import sentiment, sentiment_simulated
 from mlecs_jax.errors import UserError
 from mlecs_jax.mega import config, experiment, federation
 from mlecs_jax.mega import setting as settings
@@ -345,10 +345,11 @@ def test_the_command_line_runs_it_and_refuses_what_it_cannot_run(tmp_path, monke
 @pytest.mark.slow
 def test_the_cross_modal_transformer_learns_in_three_tiers(tmp_path):
     """Simulated segments, the real model: the global model beats a constant on validation."""
-    found = experiment.run(config.parse(values(
-        train__rounds=8, data__simulated_segments=120)), tmp_path, data=DATA)
-    labels = DATA.labels[DATA.canonical == sentiment.VALID]
-    constant = np.abs(labels - np.median(DATA.labels[DATA.canonical == sentiment.TRAIN])).mean()
+    chosen = config.parse(values(train__rounds=8))
+    data = sentiment_simulated.simulate("mosi", seed=3, segments=400)
+    found = experiment.run(chosen, tmp_path, data=data)
+    split = settings.build(chosen, data).federation.split
+    constant = np.abs(data.labels[split.val] - np.median(data.labels[split.train])).mean()
     assert found["validation"]["server"]["mae"] < constant
     assert found["extra"]["adapter_parameters"] == 4 * 32 * 32 + 4 * 32 + 32 * 32 + 32
 
