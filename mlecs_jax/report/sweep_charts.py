@@ -62,9 +62,8 @@ def curves_section(sweep: SweepFiles) -> Markup | None:
 
 
 def _curves(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
-    tested, validated = (_over_seeds(runs, split, metric) for split in ("test", "val"))
-    found, note = tested, ""
-    if _points(tested) < 2 <= _points(validated):
+    found, note = _over_seeds(runs, "test", metric), ""
+    if _points(found) < 2 <= _points(validated := _over_seeds(runs, "val", metric)):
         found, note = validated, ", validation"
     files = next((run.files for run in runs if run.files), None)
     if not found or files is None:
