@@ -11,13 +11,12 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlecs_jax import durable, runlog
 from mlecs_jax import experiment as experiments
-from mlecs_jax import runlog
 from mlecs_jax.data import sentiment
 from mlecs_jax.data.sentiment import SentimentData
 from mlecs_jax.mega import centralised, config, controls, counts, experiment, latency, setting
@@ -76,9 +75,8 @@ def run(
     found = _by_name(latency.rows(options.eval.latency)) if name == LATENCY else (
         counts.paper_counts())
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".summary.json.new"
-    temporary.write_text(json.dumps({"data_source": "none", "extra": found}, indent=2) + "\n")
-    os.replace(temporary, folder / "summary.json")
+    durable.write(folder / "summary.json",
+                  json.dumps({"data_source": "none", "extra": found}, indent=2) + "\n")
 
 
 def _logged(

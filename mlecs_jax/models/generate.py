@@ -300,7 +300,7 @@ def _begin(
 
     hidden, cache = decoder.apply(
         variables, jnp.asarray(prompt_ids), capacity=length + max_new_tokens - 1, prefix=prefix,
-        keep=keep, method="prefill")
+        keep=keep, last=1, method="prefill")
     return step, logits_of(hidden), cache
 
 

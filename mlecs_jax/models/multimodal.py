@@ -155,10 +155,10 @@ class MultimodalModel:
         variables = {"params": backbone, "lora": params["lora"]}
         hidden = cast(Array, self.decoder.apply(
             variables, tokens, prefix=prefix, deterministic=deterministic,
+            last=target.shape[1],  # from the state that predicts the first token on
             rngs=None if keys is None else {"dropout": keys[1]}, method="hidden"))
-        first = prefix.shape[1] + len(self.prompt) - 1  # the state that predicts the first token
         head, bias = cast(tuple[Array, Array | None],
                           self.decoder.apply({"params": backbone}, method="head"))
         # A head split over a mesh stays where it is: the few answer positions are sent to all.
-        said = sharding.constrain(hidden[:, first:], self.decoder.mesh)
+        said = sharding.constrain(hidden, self.decoder.mesh)
         return Answer(said, head, bias)

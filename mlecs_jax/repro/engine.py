@@ -13,6 +13,7 @@ from multiprocessing import connection as connections
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from mlecs_jax import durable
 from mlecs_jax.errors import UserError
 from mlecs_jax.repro import accelerators, worker
 from mlecs_jax.repro.job import RECORD, Job, Provenance, configuration_key, find, is_done
@@ -279,9 +280,7 @@ def _record(folder: Path, job: Job, origin: Provenance, seconds: float) -> None:
     """Marks a run as whole and says where it came from."""
     record = {"labels": job.labels, "runner": job.runner, "data": origin.data, "code": origin.code,
               "seconds": round(seconds, 2)}
-    temporary = folder / f".{RECORD}.new"
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, folder / RECORD)
+    durable.write(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _recorded(folder: Path) -> tuple[Provenance, float]:

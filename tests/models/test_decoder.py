@@ -116,6 +116,29 @@ def test_scanned_layers_equal_unrolled_ones(family):
                                model.apply({"params": params}, tokens), atol=2e-5)
 
 
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "qwen2", "qwen3"])
+def test_the_last_states_alone_equal_those_among_all(family, scan_layers):
+    """Values and gradients, behind a soft prompt and with padding on the left."""
+    model, params = make(family, scan_layers=scan_layers, num_kv_heads=None if family in (
+        "gpt2", "gptj") else 1)
+    tokens, prefix = jnp.array([[3, 1, 4, 1], [7, 5, 9, 2]]), params["wte"][jnp.array([[1, 2]] * 2)]
+    keep = jnp.array([[True] * 6, [False] * 2 + [True] * 4])
+
+    def states(params, prefix, last):
+        found = model.apply({"params": params}, tokens, prefix=prefix, keep=keep, last=last,
+                            method="hidden")
+        return found[:, -3:]
+
+    def loss(params, prefix, last):
+        return jnp.sum(states(params, prefix, last) ** 3)
+
+    np.testing.assert_allclose(states(params, prefix, 3), states(params, prefix, None), atol=2e-5)
+    for some, every in zip(*(jax.tree.leaves(jax.grad(loss, (0, 1))(params, prefix, last))
+                             for last in (3, None)), strict=True):
+        np.testing.assert_allclose(some, every, atol=2e-4, rtol=2e-4)
+
+
 def test_soft_prompt_comes_before_the_tokens():
     """Prefixing the embeddings of tokens is the same as prefixing the tokens."""
     model, params = make("gpt2")
