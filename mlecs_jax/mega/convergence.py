@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mlecs_jax.repro.comparison import data_words, seeds_words
 from mlecs_jax.repro.job import Label
@@ -24,13 +24,16 @@ from mlecs_jax.repro.tables import (
 OURS, MODES = "mega_ce2", ("sync", "async")
 GOAL = 0.6
 """Of the synchronous run's time, with one edge four times slower."""
+TARGETS: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "lowest": min, "final": lambda errors: errors[-1]}
+"""Of the synchronous run's errors; the lowest of a noisy curve is the harder one."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
 Points = Sequence[tuple[float, float]]
 
 
 def findings(options: Options, results: Results) -> Findings:
-    """When each mode first reaches the synchronous run's lowest validation error, errors at equal
-    simulated times, and the ends of both beside the centralised model."""
+    """When each mode first reaches an error of the synchronous run, errors at equal simulated
+    times, and the ends of both beside the centralised model."""
     del options
     tables, said = [], []
     for dataset in results.distinct("dataset", {}):
@@ -40,9 +43,10 @@ def findings(options: Options, results: Results) -> Findings:
                 {**where, "method": OURS, "variant": mode})} for mode in MODES}
             seeds = sorted(set(curves["sync"]) & set(curves["async"]))
             if seeds:
-                table, sentences = _time_to_target(results, where, curves, seeds)
-                tables += [table, _over_time(results, where, curves, seeds)]
-                said += sentences
+                timed = [_time_to_target(results, where, curves, seeds, name) for name in TARGETS]
+                tables += [table for table, _ in timed]
+                tables.append(_over_time(results, where, curves, seeds))
+                said += [sentence for _, sentence in timed]
             tables.append(_ends(results, where))
     return Findings(tuple(tables), tuple(said))
 
@@ -66,48 +70,54 @@ def lowest_by(points: Points, time: float) -> float:
 
 def _time_to_target(
     results: Results, where: Labels, curves: Mapping[str, Mapping[int, Points]],
-    seeds: Sequence[int],
-) -> tuple[Table, list[str]]:
+    seeds: Sequence[int], name: str,
+) -> tuple[Table, str]:
+    """When both reach an error of the synchronous run, one of :data:`TARGETS`."""
     rows: list[tuple[Cell, ...]] = []
     group = {**where, "method": OURS}
-    waited: dict[int, float] = {}
+    first: dict[int, float] = {}
     took: dict[int, float] = {}
+    whole: dict[int, float] = {}
     for seed in seeds:
         sync, other = curves["sync"][seed], curves["async"][seed]
-        target = min(error for _, error in sync)
-        first, second = reached(sync, target), reached(other, target)
-        assert first is not None
+        target = TARGETS[name]([error for _, error in sync])
+        waited, second = reached(sync, target), reached(other, target)
+        assert waited is not None
+        times, ratios = [f"{waited:.1f}", "not reached"], ["–", "–"]
         if second is not None:
-            waited[seed], took[seed] = first, second
+            first[seed], took[seed], whole[seed] = waited, second, sync[-1][0]
+            times[1] = f"{second:.1f}"
+            ratios = [f"{second / waited:.2f}", f"{second / sync[-1][0]:.2f}"]
         rows.append((Cell(f"seed {seed}", group), Cell(f"{target:.4f}", group),
-                     *(Cell("not reached" if t is None else f"{t:.1f}", group)
-                       for t in (first, second)),
-                     Cell("–" if second is None else f"{second / first:.2f}", group)))
-    ratios = {seed: took[seed] / waited[seed] for seed in took}
+                     *(Cell(text, group) for text in (*times, *ratios))))
+    shares = [{seed: took[seed] / base[seed] for seed in took} for base in (first, whole)]
     rows.append((Cell(f"mean, {len(took)} of {len(seeds)} that reach it", group), Cell(""),
-                 Cell(_seconds(waited), group), Cell(_seconds(took), group),
-                 Cell(mean_text(ratios), group)))
+                 Cell(_seconds(first), group), Cell(_seconds(took), group),
+                 *(Cell(mean_text(share), group) for share in shares)))
     data = data_words(results, where)
-    found = paired(took, waited)
-    said = [f"{data}: asynchronous training reaches the synchronous run's lowest validation error "
-            f"in {mean_text(ratios)} of its simulated time, in {len(took)} of {len(seeds)} "
-            f"seed{'s' if len(seeds) > 1 else ''}"
-            + (f"; seconds more: {difference_text(found)}." if found else ".")]
-    if took and len(took) == len(seeds):
-        mean = spread(ratios)
-        assert mean is not None
-        met = mean.mean <= GOAL
-        said[0] += f" The goal, {GOAL} or less, is {'met' if met else 'not met'}."
-    elif took:
-        said[0] += f" The goal, {GOAL} or less in the mean of all seeds, is not met."
-    if not took:
-        said = [f"{data}: asynchronous training reaches the synchronous run's lowest validation "
-                f"error in none of {len(seeds)} seeds."]
+    said = f"{data}: asynchronous training reaches the synchronous run's {name} validation error "
+    if took:
+        found = paired(took, first)
+        more = f"; seconds more: {difference_text(found)}" if found else ""
+        said += (f"in {mean_text(shares[0])} of the time that one takes to it{more}; in "
+                 f"{mean_text(shares[1])} of that one's whole simulated time. Of {len(seeds)} "
+                 f"seed{'s' if len(seeds) > 1 else ''} {len(took)} reach it. The goal, {GOAL} or "
+                 f"less in the mean of all seeds, is {_verdict(shares, len(seeds))}.")
+    else:
+        said += f"in none of {seeds_words(results, where)}."
     return Table(
-        f"Simulated seconds to the synchronous run's lowest validation MAE, {data}",
-        ("", "MAE", "synchronous", "asynchronous", "ratio"), tuple(rows),
-        "Both are given the same simulated time and the same draws of the clock. A mean leaves "
-        "seeds out that never reach it."), said
+        f"Simulated seconds to the synchronous run's {name} validation MAE, {data}",
+        ("", "MAE", "synchronous", "asynchronous", "ratio", "of the whole run"), tuple(rows),
+        "When an error as low is first seen. Both modes are given the same simulated time and the "
+        "same draws of the clock. A mean leaves seeds out that never reach it."), said
+
+
+def _verdict(shares: Sequence[Mapping[int, float]], seeds: int) -> str:
+    """Which of the two readings of the goal is met, by all seeds."""
+    met = [len(share) == seeds and sum(share.values()) / seeds <= GOAL for share in shares]
+    return {(True, True): "met", (False, False): "not met",
+            (False, True): "met of the whole time alone",
+            (True, False): "met of the time to it alone"}[met[0], met[1]]
 
 
 def _over_time(

@@ -86,25 +86,31 @@ def texts(table, row):
     return [cell.text for cell in table.rows[row]]
 
 
-def test_convergence_compares_at_the_synchronous_runs_best_error(tmp_path):
-    """Sync is best, .70, at 30 s; async goes below first at 12 s: .4 of the time. At half of the
-    40 s the lowest so far are .80 and .60: −.20. A second seed never reaches its .5."""
+def test_convergence_compares_at_the_synchronous_runs_errors(tmp_path):
+    """Sync is best, .70, at 30 s of 40; async goes below first at 12 s: .4 of the time to it, .3 of
+    the whole. Sync ends with .75, which async has at 8 s (.71) and sync at 30 s (.70). At half of
+    the 40 s the lowest so far are .80 and .60: −.20. A second seed never reaches its .5."""
     runs = (made(tmp_path, "sync", [(10.0, 0.9), (20.0, 0.8), (30.0, 0.7), (40.0, 0.75)]),
             made(tmp_path, "async", [(4.0, 0.85), (8.0, 0.71), (12.0, 0.69), (16.0, 0.6)]),
             made(tmp_path, "sync", [(10.0, 0.5), (40.0, 0.6)], seed=1),
-            made(tmp_path, "async", [(4.0, 0.9), (40.0, 0.8)], seed=1))
+            made(tmp_path, "async", [(4.0, 0.9), (40.0, 0.6)], seed=1))
     found = convergence.findings(asked("convergence"), Results(runs[:2]))
-    assert texts(found.tables[0], 0) == ["seed 0", "0.7000", "30.0", "12.0", "0.40"]
-    assert "in .400 of its simulated time, in 1 of 1 seed" in found.sentences[0]
-    assert "0.6 or less, is met" in found.sentences[0]
-    assert texts(found.tables[1], 2)[2] == "−.200 (n=1)"
+    assert texts(found.tables[0], 0) == ["seed 0", "0.7000", "30.0", "12.0", "0.40", "0.30"]
+    assert texts(found.tables[1], 0) == ["seed 0", "0.7500", "30.0", "8.0", "0.27", "0.20"]
+    assert "in .400 of the time that one takes to it" in found.sentences[0]
+    assert "in .300 of that one's whole simulated time" in found.sentences[0]
+    assert "is met." in found.sentences[0] and "final validation" in found.sentences[1]
+    assert texts(found.tables[2], 2)[2] == "−.200 (n=1)"
     assert all("SIMULATED" in table.title for table in found.tables)
     found = convergence.findings(asked("convergence"), Results(runs))
-    assert texts(found.tables[0], 1) == ["seed 1", "0.5000", "10.0", "not reached", "–"]
+    assert texts(found.tables[0], 1) == ["seed 1", "0.5000", "10.0", "not reached", "–", "–"]
     assert texts(found.tables[0], 2)[0] == "mean, 1 of 2 that reach it"
-    assert "in 1 of 2 seeds" in found.sentences[0] and "is not met" in found.sentences[0]
+    assert "Of 2 seeds 1 reach it" in found.sentences[0] and "is not met" in found.sentences[0]
+    # The other error: ratios .27 and 4.0, shares of the whole .20 and 1.0, mean .60.
+    assert texts(found.tables[1], 2)[0] == "mean, 2 of 2 that reach it"
+    assert found.sentences[1].endswith("is met of the whole time alone.")
     found = convergence.findings(asked("convergence"), Results(runs[2:]))
-    assert "none of 1 seeds" in found.sentences[0]
+    assert found.sentences[0].endswith("in none of 1 seed.")
     assert convergence.reached([(1.0, 0.9)], 0.8) is None
 
 
