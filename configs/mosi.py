@@ -49,8 +49,14 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config.train.centralised_epochs = 0  # at most, on one machine; 0: as each was published
     config.train.recipe = "published"  # of models on one machine: published | tiers (like ours)
 
+    config.cloud = ConfigDict()
+    # Batches that the cloud trains every version on; 0: it aggregates and does nothing else.
+    config.cloud.steps = 0
+    config.cloud.share = 0.1  # of the training segments, which are then the cloud's and no end's
+
     config.adapter = ConfigDict()
-    config.adapter.kind = "block"  # block | bias: a constant, a control
+    # block: beside the transformers | output: added to the prediction | bias: a constant, a control
+    config.adapter.kind = "block"
     config.adapter.scope = "edge"  # edge | pooled: one tuned on all edges' segments, a control
     config.adapter.share = True  # one block beside every cross-modal transformer (paper's size)
     config.adapter.epochs = 5  # of an edge over its segments; the best on validation is kept

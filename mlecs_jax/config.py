@@ -354,7 +354,8 @@ def is_off(group: str, values: Any) -> bool:
     if values is None:
         return True
     return {"aggregation": lambda: values["rule"] == "mean" and not values["clip"],
-            "privacy": lambda: not values["clip"]}.get(group, lambda: False)()
+            "privacy": lambda: not values["clip"],
+            "cloud": lambda: not values["steps"]}.get(group, lambda: False)()
 
 
 # Options that came after runs were made, and the values that leave those as they were.

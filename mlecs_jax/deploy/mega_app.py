@@ -29,6 +29,7 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.experiment import COMPILE_CLOCK
 from mlecs_jax.mega import config as configs
 from mlecs_jax.mega.config import MegaConfig
+from mlecs_jax.mega.personal import untuned
 from mlecs_jax.metrics.sentiment import CLASSES
 from mlecs_jax.models import adapters as adapter_blocks
 from mlecs_jax.models import crossmodal
@@ -245,12 +246,10 @@ class MegaCloudApp:
 
     def _sizes(self, model: Any) -> dict[str, int]:
         """Parameters of the model and of one edge's adapter."""
-        shape = self._config.model_config()
-        adapter = adapter_blocks.init(jax.random.key(0), shape.pairs(), shape.width,
-                                      share=self._config.adapter.share)
+        adapter = untuned(self._config.adapter, self._config.model_config(), jax.random.key(0))
         count, tuned = (sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
                         for tree in (model, adapter))
-        blocks = 1 if adapter_blocks.SHARED in adapter else len(adapter)
+        blocks = sum(name != adapter_blocks.OUTPUT for name in adapter)
         return {"parameters": count, "adapter_parameters": tuned, "adapter_blocks": blocks}
 
     def _let_go(self) -> None:
@@ -270,4 +269,7 @@ def checked(values: Any) -> MegaConfig:
     if config.method.mode != "async":
         raise UserError(f"method.mode is {config.method.mode}; over a network nobody waits: use "
                         "async, or simulate barriers with mlecs_jax.run")
+    if config.cloud_steps:
+        raise UserError(f"cloud.steps is {config.cloud_steps}; a deployed cloud has no segments to "
+                        "train on: use 0, or simulate it with mlecs_jax.run")
     return config

@@ -214,6 +214,7 @@ def edge_setting(
         federation=MegaFederation(
             data=data, split=Split(*(np.flatnonzero(share.part == which)
                                      for which in (TRAIN, VALID, TEST))),
+            public=np.empty(0, int),
             **{part: _padded(own[part], *size) for part, size in nodes.items()}))
 
 

@@ -45,7 +45,7 @@ def chosen(options: Options, *allowed: str) -> Options:
 
 
 def job(options: Options, dataset: str, method: str, seed: int, variant: str = "",
-        **changes: Any) -> Job:
+        extras: tuple[str, ...] = (), **changes: Any) -> Job:
     """One run; ``changes`` by name with ``__`` for the dot. Seed s is of the run, of the partition
     and of the clock."""
     values = with_changes(options.base(dataset), {
@@ -53,20 +53,21 @@ def job(options: Options, dataset: str, method: str, seed: int, variant: str = "
         | {name.replace("__", "."): value for name, value in changes.items()})
     labels: dict[str, Label] = {"dataset": dataset, "method": method, "variant": variant,
                                 "split": values["data"]["split"], "seed": seed}
-    return Job(labels, values, RUNNER)
+    return Job(labels, values, RUNNER, extras)
 
 
 def grid(
     options: Options, runs: Mapping[tuple[str, str], Mapping[str, Any]],
-    datasets: tuple[str, ...] | None = None,
+    datasets: tuple[str, ...] | None = None, extras: tuple[str, ...] = (),
 ) -> list[Job]:
     """Jobs of every seed, dataset and split; seed by seed, so that a sweep cut short compares all
     runs on fewer.
 
     Args:
       runs: changes of the configuration by method and variant.
+      extras: see :class:`Job`.
     """
-    return [job(options, dataset, method, seed, variant, **changes, **where)
+    return [job(options, dataset, method, seed, variant, extras, **changes, **where)
             for seed in range(options.seeds)
             for dataset in datasets or options.datasets or DATASETS
             for where in ([{"data__split": split} for split in options.splits]
@@ -102,13 +103,8 @@ def ablation_jobs(options: Options) -> list[Job]:
 
 
 def adapter_jobs(options: Options) -> list[Job]:
-    """With one shared block and with one for each place, and two controls: one adapter for all
-    edges, and a constant of each edge. Untuned is the global model of any of them."""
-    return grid(chosen(options, "datasets", "splits"), {
-        (OURS, findings.SHARED): {"adapter__share": True},
-        (OURS, "unshared"): {"adapter__share": False},
-        (OURS, findings.POOLED): {"adapter__scope": "pooled"},
-        (OURS, findings.BIAS): {"adapter__kind": "bias"}})
+    """The three-tier run, whose model is then personalised in every way (:mod:`adapter_kinds`)."""
+    return grid(chosen(options, "datasets", "splits"), {(OURS, ""): {}}, extras=("personal",))
 
 
 def latency_jobs(options: Options) -> list[Job]:

@@ -99,16 +99,30 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CloudConfig:
+    """Training in the cloud, which Mega-CE² speaks of and gives no recipe for.
+
+    Attributes:
+      steps: batches that every version is trained on after Eq. 4; 0: none.
+      share: of the training segments, drawn at random, that the cloud has and no end.
+    """
+
+    steps: int
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
 class AdapterConfig:
     """Personalisation of each edge after the last version.
 
     Attributes:
-      kind: ``block``: adapters; ``bias``: a constant added to the prediction (a control).
+      kind: the two readings of ⊕ in Eq. 5, ``block``: adapters add to hidden states beside the
+        frozen transformers, ``output``: to the prediction; ``bias``: a constant does (a control).
       scope: ``edge``: each edge its own; ``pooled``: one on the segments of all (a control).
       share: one block for all places, or one each.
     """
 
-    kind: Literal["block", "bias"]
+    kind: Literal["block", "output", "bias"]
     scope: Literal["edge", "pooled"]
     share: bool
     epochs: int
@@ -182,6 +196,12 @@ class MegaConfig:
     clients: ClientsConfig
     topology: TopologyConfig
     eval: EvalConfig
+    cloud: CloudConfig | None = None
+
+    @property
+    def cloud_steps(self) -> int:
+        """Batches that the cloud trains every version on."""
+        return self.cloud.steps if self.cloud else 0
 
     def model_config(self) -> crossmodal.CrossModalConfig:
         """The model's shape.
@@ -241,6 +261,9 @@ def parse(values: Mapping[str, Any]) -> MegaConfig:
     for name, value in not_negative.items():
         if not value >= 0:
             raise UserError(f"{name} is {value}; give 0 or a positive number")
+    if config.cloud and not (config.cloud.steps >= 0 and 0 < config.cloud.share < 1):
+        raise UserError(f"cloud.steps is {config.cloud.steps} and cloud.share {config.cloud.share};"
+                        " give 0 or more steps and a share between 0 and 1")
     config.clock.speed(0)
     config.clock.link(0)
     config.model_config()

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 
 from mlecs_jax.data import sentiment
 from mlecs_jax.data.sentiment import SentimentData, Split
+from mlecs_jax.errors import UserError
 from mlecs_jax.mega.config import MegaConfig
 
 
@@ -36,6 +37,7 @@ class MegaFederation:
     Attributes:
       data: standardised by the training rows; its caution is that of the split.
       split: of the whole.
+      public: those of the training rows that the cloud has and no end; none unless it trains.
       ends: training rows of every end, edge by edge.
       edges: training rows of every edge, those of its ends together.
       val, test: held-out rows of every edge. Sentiments are as unequal between edges here as in
@@ -45,10 +47,16 @@ class MegaFederation:
 
     data: SentimentData
     split: Split
+    public: Int[np.ndarray, " p"]
     ends: Padded
     edges: Padded
     val: Padded
     test: Padded
+
+    @property
+    def private(self) -> Int[np.ndarray, " q"]:
+        """Training rows of all ends together."""
+        return self.split.train[~np.isin(self.split.train, self.public)]
 
 
 def build(data: SentimentData, config: MegaConfig) -> MegaFederation:
@@ -59,15 +67,36 @@ def build(data: SentimentData, config: MegaConfig) -> MegaFederation:
     """
     options = config.partition
     split = sentiment.split(data, config.data.split, options.seed)
-    dealt = sentiment.deal(data, split.train, edges=options.edges, ends=options.ends,
+    public, private = _apart(split.train, config)
+    dealt = sentiment.deal(data, private, edges=options.edges, ends=options.ends,
                            alpha=options.alpha, minimum=options.minimum, seed=options.seed)
     edges = [np.sort(np.concatenate(ends)) for ends in dealt]
     return MegaFederation(
         data=dataclasses.replace(sentiment.standardise(data, split.train),
                                  caution=sentiment.caution(data, config.data.split)), split=split,
+        public=public,
         ends=pad([rows for ends in dealt for rows in ends]), edges=pad(edges),
         val=pad(deal_like(data, split.val, edges, options.seed)),
         test=pad(deal_like(data, split.test, edges, options.seed)))
+
+
+def _apart(
+    rows: Int[np.ndarray, " a"], config: MegaConfig
+) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " q"]]:
+    """Training rows of the cloud, and those that are dealt to ends.
+
+    Raises:
+      UserError: the cloud's share is less than a row.
+    """
+    if not config.cloud or not config.cloud.steps:
+        return rows[:0], rows
+    count = int(config.cloud.share * len(rows))
+    if not count:
+        raise UserError(f"cloud.share is {config.cloud.share} of {len(rows)} training segments, "
+                        "which is none; give more, or cloud.steps=0")
+    chosen = np.zeros(len(rows), bool)
+    chosen[np.random.default_rng([config.partition.seed, 6]).permutation(len(rows))[:count]] = True
+    return rows[chosen], rows[~chosen]
 
 
 def deal_like(

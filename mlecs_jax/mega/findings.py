@@ -7,8 +7,9 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+from mlecs_jax.mega import adapter_kinds, published
 from mlecs_jax.mega import latency as latencies
-from mlecs_jax.mega import published
+from mlecs_jax.mega.adapter_kinds import AT_OUTPUT, BIAS, POOLED, SHARED
 from mlecs_jax.mega.controls import ALONE, FEDAVG
 from mlecs_jax.mega.runner import LATENCY, PARAMS
 from mlecs_jax.report.blocks import proper
@@ -31,7 +32,6 @@ from mlecs_jax.repro.tables import (
 
 OURS, FULL = "mega_ce2", "full"
 SYNC, LIKE_OURS = "synchronous", "our recipe"
-SHARED, POOLED, BIAS = "shared", "one for all edges", "a constant each"
 SCORES = {"acc2_non0": "Acc2 non0", "f1_non0": "F1 non0", "macro_f1_non0": "macro F1 non0",
           "acc2_has0": "Acc2 has0", "acc7": "Acc7", "f1_7": "F1, 7 classes",
           "macro_f1_7": "macro F1, 7 classes", "mae": "MAE", "corr": "Corr"}
@@ -228,40 +228,36 @@ def adapters(options: Options, results: Results) -> Findings:
     del options
     tables, said = [], []
     for where in settings(results):
-        variants = results.distinct("variant", where)
-        sides = {(variant, group): Side(f"{variant}, {word}", {**where, "variant": variant}, group)
-                 for variant in variants for group, word in KINDS.items()}
+        kinds = {name: Side(name, where, f"extra.personal.{name}.client")
+                 for name in adapter_kinds.KINDS}
+        untuned = Side("global", where, "server")
         tables.append(score_table(
-            results, where, "Adapters", list(sides.values()),
-            "Shared: one block beside every cross-modal transformer; unshared: one each. Controls: "
-            "one shared block tuned on the segments of all edges, and for each edge the median of "
-            f"its training residuals, added to every prediction.{caution(results, where)}"))
-        pairs = [(f"{variant}: personalised minus global", sides[variant, "client"],
-                  sides[variant, "server"]) for variant in variants]
+            results, where, "Adapters", [untuned, *kinds.values()],
+            "All of the same runs, with their global model frozen. Shared: one block beside every "
+            "cross-modal transformer; unshared: one each; added to the prediction: one block whose "
+            "output does not pass through the model. Controls: one shared block tuned on the "
+            "segments of all edges, and for each edge the median of its training residuals, added "
+            f"to every prediction.{caution(results, where)}"))
+        pairs = [(f"{name} minus global", side, untuned) for name, side in kinds.items()]
         tables.append(difference_table(results, where, "What adapters give", pairs))
-        against = [(f"{SHARED} minus {variant}", sides[SHARED, "client"],
-                    sides[variant, "client"])
-                   for variant in (POOLED, BIAS) if {SHARED, variant} <= set(variants)]
-        if against:
-            tables.append(difference_table(results, where, "Against the controls", against))
-        tables.append(_sizes(results, where, variants))
-        said += _gain(results, where, sides)
+        tables.append(difference_table(
+            results, where, "Against the other reading of ⊕, and the controls",
+            [(f"{SHARED} minus {name}", kinds[SHARED], kinds[name])
+             for name in (AT_OUTPUT, POOLED, BIAS)]))
+        tables.append(_sizes(results, where))
+        said += _gain(results, where, kinds, untuned)
         said += [line for _, a, b in pairs for score in ("mae", "acc2_non0")
                  for line in sentence(results, where, a, b, score)]
     return Findings(tuple(tables), tuple(said))
 
 
-def _gain(results: Results, where: Labels, sides: Mapping[tuple[str, str], Side]) -> list[str]:
+def _gain(results: Results, where: Labels, kinds: Mapping[str, Side], untuned: Side) -> list[str]:
     """Whether an edge's own adapter gains, and more than either control does."""
-    if (SHARED, "client") not in sides:
-        return []
-    own, said = sides[SHARED, "client"], []
-    rivals = {"the global model": sides[SHARED, "server"]} | {
-        words: sides[variant, "client"] for variant, words in (
-            (POOLED, "one adapter for all edges"), (BIAS, "a constant of each edge"))
-        if (variant, "client") in sides}
+    rivals = {"the global model": untuned, "one adapter for all edges": kinds[POOLED],
+              "a constant of each edge": kinds[BIAS]}
+    said = []
     for words, rival in rivals.items():
-        found = paired(own.at(results, "mae"), rival.at(results, "mae"))
+        found = paired(kinds[SHARED].at(results, "mae"), rival.at(results, "mae"))
         if found is None:
             continue
         told = ("one seed cannot say whether adapters are better than" if found.low is None else
@@ -273,14 +269,14 @@ def _gain(results: Results, where: Labels, sides: Mapping[tuple[str, str], Side]
     return said
 
 
-def _sizes(results: Results, where: Labels, variants: Sequence[str]) -> Table:
+def _sizes(results: Results, where: Labels) -> Table:
     """Numbers of parameters, and of bytes that left an edge on their account."""
-    columns = {"of an adapter": "extra.adapter_parameters", "of the model": "extra.parameters",
-               "bytes of adapters sent": "communication.adapter_bytes_sent"}
+    columns = {"of an adapter": "extra.personal.{}.parameters", "of the model": "extra.parameters",
+               "bytes of it in an upload": "extra.personal.{}.bytes_sent"}
     return Table(f"Parameters, {data_words(results, where)}", ("", *columns), tuple(
-        (Cell(variant), *(Cell(_count(results.at(key, labels)), labels)
-                          for key in columns.values()))
-        for variant in variants for labels in [{**where, "variant": variant}]))
+        (Cell(name), *(Cell(_count(results.at(key.format(name), where)), where)
+                       for key in columns.values()))
+        for name in adapter_kinds.KINDS))
 
 
 def latency(options: Options, results: Results) -> Findings:

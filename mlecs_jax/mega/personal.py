@@ -18,11 +18,13 @@ import numpy as np
 from mlecs_jax import train
 from mlecs_jax.clients import for_each_client
 from mlecs_jax.errors import UserError
+from mlecs_jax.mega.config import AdapterConfig
 from mlecs_jax.mega.federation import Padded, pad
 from mlecs_jax.mega.setting import MegaSetting
 from mlecs_jax.methods.method import Predictions
 from mlecs_jax.models import adapters as adapter_blocks
 from mlecs_jax.models.adapters import Adapters
+from mlecs_jax.models.crossmodal import CrossModalConfig
 
 Params = Any
 Personalise = Callable[[Params, jax.Array], tuple[Adapters, Predictions]]
@@ -61,7 +63,7 @@ def tuned(setting: MegaSetting, edges: Sequence[int] | None) -> Tuned:
         if edges is not None:
             raise UserError("adapter.scope is pooled, which tunes on the segments of all edges in "
                             "one place; use edge")
-        return Tuned(numbers, np.zeros(1, int), pad([federation.split.train]),
+        return Tuned(numbers, np.zeros(1, int), pad([federation.private]),
                      [federation.split.val], np.zeros(len(numbers), int))
     val = [federation.val.rows[edge][federation.val.real[edge]] for edge in numbers]
     return Tuned(numbers, numbers, federation.edges, val, np.arange(len(numbers)))
@@ -94,6 +96,14 @@ def personaliser(
     return personalise
 
 
+def untuned(options: AdapterConfig, shape: CrossModalConfig, key: jax.Array) -> Adapters:
+    """θ of one edge before it is tuned."""
+    if options.kind == "bias":
+        return adapter_blocks.biases(np.float32(0))
+    return adapter_blocks.init(key, shape.pairs(), shape.width, share=options.share,
+                               output=options.kind == "output")
+
+
 def _blocks(setting: MegaSetting, predict: Predictor, who: Tuned) -> Callable:
     """Adapters tuned on the nodes' training rows, epoch by epoch."""
     config, topology, nodes = setting.config, setting.topology, who.nodes
@@ -115,9 +125,9 @@ def _blocks(setting: MegaSetting, predict: Predictor, who: Tuned) -> Callable:
     tune = (for_each_client if options.scope == "pooled" else setting.for_each_client)(tune_node)
 
     def tune_all(model: Params, key: jax.Array) -> tuple[Adapters, list[float]]:
-        drawn = [adapter_blocks.init(end_keys(key, np.array([ADAPTERS]), np.array([node]))[0],
-                                     setting.shape.pairs(), setting.shape.width,
-                                     share=options.share) for node in nodes]
+        drawn = [untuned(options, setting.shape,
+                         end_keys(key, np.array([ADAPTERS]), np.array([node]))[0])
+                 for node in nodes]
         adapters = topology.to_edge(jax.tree.map(lambda *x: np.stack(x), *drawn))
         best, errors = adapters, predict.errors(model, adapters, who.val)
         history = [float(errors.mean())]

@@ -19,7 +19,16 @@ from mlecs_jax import durable, runlog
 from mlecs_jax import experiment as experiments
 from mlecs_jax.data import sentiment
 from mlecs_jax.data.sentiment import SentimentData
-from mlecs_jax.mega import centralised, config, controls, counts, experiment, latency, setting
+from mlecs_jax.mega import (
+    adapter_kinds,
+    centralised,
+    config,
+    controls,
+    counts,
+    experiment,
+    latency,
+    setting,
+)
 from mlecs_jax.mega.config import DataConfig, MegaConfig
 from mlecs_jax.models import sentiment_zoo
 from mlecs_jax.report.run_report import write_report
@@ -27,6 +36,8 @@ from mlecs_jax.repro.code_version import code_version
 from mlecs_jax.repro.job import Provenance, Values
 
 LATENCY, PARAMS = "latency", "params"
+EXTRAS = {"personal": adapter_kinds.scores}
+"""Further measurements on a finished run of Mega-CE²."""
 
 
 @functools.lru_cache(2)
@@ -53,21 +64,25 @@ def provenance(values: Values) -> Provenance:
 def run(
     values: Values, folder: Path, extras: Sequence[str], on_round: Callable[[int, int], None]
 ) -> None:
-    """Runs or resumes one job in ``folder``; there are no ``extras`` to measure afterwards.
+    """Runs or resumes one job in ``folder``, then measures the extras that are not there.
 
     Raises:
       UserError: bad options, or a folder that holds another run.
     """
     options = config.parse(values)
     name = options.method.name
-    if extras:
-        raise ValueError(f"Mega-CE² has no further measurements; asked for {', '.join(extras)}")
+    if unknown := set(extras) - set(EXTRAS if name == "mega_ce2" else ()):
+        raise ValueError(f"there is no {', '.join(sorted(unknown))} to measure on {name}")
     experiments.use_compilation_cache()
     if name == "mega_ce2":
         experiment.run(
             options, folder, data=_data(options.data),
             on_start=lambda method, complete: on_round(complete, len(method.arrivals)),
             on_version=lambda record: on_round(record["round"] + 1, record["rounds"]))
+        for extra in extras:
+            path = folder / f"{extra}.json"
+            if not path.exists():
+                durable.write(path, json.dumps(EXTRAS[extra](folder), indent=1) + "\n")
         return
     if name not in (LATENCY, PARAMS):
         _logged(options, folder, on_round)

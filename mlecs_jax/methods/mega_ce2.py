@@ -6,7 +6,8 @@ A version of the global model w_g, in the paper's order:
 2. the ends train it on their own segments;
 3. the edge waits for its ends and averages them ∝ n (synchronous);
 4. it uploads its model w_i and n_i, nothing else;
-5. the cloud aggregates at once, over the last model of every edge (asynchronous, Eq. 4);
+5. the cloud aggregates at once, over the last model of every edge (asynchronous, Eq. 4), and may
+   train the result on segments of its own (``cloud.steps``; none in the paper's experiments);
 6. the edge has the new version, and begins again.
 
 Then every edge freezes w_g and tunes an adapter θ_i on what its ends sent it; w_g ⊕ θ_i serves
@@ -38,6 +39,7 @@ from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.models.adapters import Adapters
 
 Params = Any
+CLOUD = 2**31 - 1  # the cloud's number where keys are drawn; no end has it
 
 
 @struct.dataclass
@@ -97,7 +99,7 @@ def build(setting: MegaSetting) -> MegaMethod:
     timing = setting.timing(upload(template, np.int32(0), template))
     arrivals = setting.schedule(timing)
     staleness = clock.staleness(arrivals, num_edges)
-    edge = edge_part(setting)
+    edge, train_cloud = edge_part(setting), cloud_part(setting)
     together = max(1, config.clients.chunk // config.partition.ends)  # edges that train at once
     predict = Predictor(setting)
 
@@ -127,6 +129,8 @@ def build(setting: MegaSetting) -> MegaMethod:
         weights = aggregate.staleness_weights(
             edge.counts, jnp.asarray(staleness[r]), config.method.staleness_exponent)
         cloud, last = take_in(state.last, edges, messages["model"], topology.to_cloud(weights))
+        cloud = train_cloud(cloud, _rate(setting, arrivals, arrival.time), end_keys(
+            key, np.array([r]), np.array([CLOUD]))[0])
         # 6. Download.
         received = _replace(state.received, edges, topology.to_edge(
             _broadcast_one(cloud, len(edges))))
@@ -179,6 +183,23 @@ def edge_part(setting: MegaSetting) -> EdgePart:
     return EdgePart(train, jnp.asarray(federation.edges.counts))
 
 
+def cloud_part(setting: MegaSetting) -> Callable[[Params, float, jax.Array], Params]:
+    """``(w_g, rate, key) → w_g``: training in the cloud, if there is any. Its time is not on the
+    clock: the cloud is the strongest machine by far."""
+    steps, topology, rows = setting.config.cloud_steps, setting.topology, setting.federation.public
+    if not steps:
+        return lambda model, rate, key: model
+    segments = topology.to_cloud(setting.federation.data.batch(rows))
+    own = {"rows": np.arange(len(rows)), "count": np.int32(len(rows)), "steps": np.int32(steps)}
+    compiled = jax.jit(functools.partial(train_end, setting))
+
+    def train(model: Params, rate: float, key: jax.Array) -> Params:
+        now = {"rate": np.float32(rate), "key": key}
+        return compiled(segments, model, topology.to_cloud(own | now))[0]
+
+    return train
+
+
 def take_in(
     last: Params, edges: np.ndarray, models: Params, weights: jax.Array
 ) -> tuple[Params, Params]:
@@ -194,7 +215,7 @@ def take_in(
 
 
 def train_end(setting: MegaSetting, segments: Any, model: Params, own: Mapping[str, Any]):
-    """Local training of one end: L1 with the model's dropout, a fresh optimiser.
+    """Local training of one end, or of the cloud: L1 with the model's dropout, a fresh optimiser.
 
     Args:
       segments: all of them; the end reads its own rows alone.

@@ -7,8 +7,11 @@ be taken out before an upload. A tree has one block for each place where one is 
                          'out_bias': [d], 'linear_kernel': [d, d], 'linear_bias': [d]}, …}
 
 or a single block ``'shared'`` used at all of them. At d = 300 a block has 361,200 parameters of
-attention and 90,300 of its linear layer (Mega-CE², Table 5). A tree ``{'output': {'bias': []}}`` is
-a constant that is added to the prediction, the least that can be personal.
+attention and 90,300 of its linear layer (Mega-CE², Table 5).
+
+With ``'output': {'kernel': [d], 'bias': []}`` besides, the blocks add nothing to hidden states:
+what they say of the last step, summed over places, is added to the prediction (the other reading of
+⊕ in Eq. 5). ``{'output': {'bias': []}}`` alone is a constant, the least that can be personal.
 """
 
 from __future__ import annotations
@@ -28,13 +31,16 @@ SHARED, OUTPUT = "shared", "output"
 STD = 0.02
 
 
-def init(key: PRNGKeyArray, places: Sequence[str], width: int, *, share: bool) -> Adapters:
+def init(
+    key: PRNGKeyArray, places: Sequence[str], width: int, *, share: bool, output: bool = False
+) -> Adapters:
     """Adapters with weights N(0, 0.02²) and zero biases (Mega-CE² §3.4).
 
     Args:
       places: names of the insertion points, :meth:`crossmodal.CrossModalConfig.pairs`.
       width: d, of the streams that the adapters read and add to.
       share: one block for all places (the size the paper reports) or one for each.
+      output: they add to the prediction rather than to hidden states.
     """
     rng = initial.rng(key)
     shapes = {"in_kernel": (width, 3 * width), "out_kernel": (width, width),
@@ -47,7 +53,11 @@ def init(key: PRNGKeyArray, places: Sequence[str], width: int, *, share: bool) -
                   for name, shape in shapes.items()}
         return kernels | biases
 
-    return {place: block() for place in ([SHARED] if share else places)}
+    blocks: Adapters = {place: block() for place in ([SHARED] if share else places)}
+    if output:
+        blocks[OUTPUT] = {"kernel": STD * rng.standard_normal(width, np.float32),
+                          "bias": np.float32(0)}
+    return blocks
 
 
 def biases(values: Float[Any, " C"]) -> Adapters:
@@ -55,13 +65,29 @@ def biases(values: Float[Any, " C"]) -> Adapters:
     return {OUTPUT: {"bias": values}}
 
 
-def parts(
-    adapters: Mapping[str, Any] | None
-) -> tuple[Mapping[str, Any] | None, Float[Array, ""] | None]:
-    """Blocks beside the transformers, and the constant added to the prediction; one of them."""
-    if adapters is not None and OUTPUT in adapters:
-        return None, adapters[OUTPUT]["bias"]
-    return adapters, None
+def to_hidden(
+    adapters: Mapping[str, Any] | None, place: str, x: Float[Array, "B T d"], heads: int
+) -> Float[Array, "B T d"] | float:
+    """What is added to the hidden states at ``place``; 0 where nothing is."""
+    if adapters is None or OUTPUT in adapters:
+        return 0.0
+    return apply(adapters, place, x, heads)
+
+
+def to_output(
+    adapters: Mapping[str, Any] | None, streams: Mapping[str, Float[Array, "B T d"]], heads: int
+) -> Float[Array, "*B"] | float:
+    """What is added to the prediction; 0 where nothing is.
+
+    Args:
+      streams: what the adapter at each place reads.
+    """
+    if adapters is None or OUTPUT not in adapters:
+        return 0.0
+    head = adapters[OUTPUT]
+    said = [apply(adapters, place, x, heads)[:, -1] @ head["kernel"]
+            for place, x in streams.items()] if "kernel" in head else []
+    return sum(said, start=head["bias"])
 
 
 def apply(

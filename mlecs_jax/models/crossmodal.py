@@ -235,10 +235,8 @@ class CrossModalTransformer(nn.Module):
                 place = f"{target}_with_{source}"
                 out = Transformer(config.layers, config, rate[source], config.future_mask,
                                   deterministic, name=place)(projected[target], projected[source])
-                if adapters is not None:
-                    out = out + adapter_blocks.apply(
-                        adapters, place, projected[target], config.heads)
-                read.append(out)
+                read.append(out + adapter_blocks.to_hidden(
+                    adapters, place, projected[target], config.heads))
             stream = jnp.concatenate(read, axis=-1) if read else projected[target]
             stream = Transformer(memory_layers, config, config.attention_dropout[0],
                                  config.future_mask, deterministic,
@@ -247,7 +245,10 @@ class CrossModalTransformer(nn.Module):
         h = jnp.concatenate(summaries, axis=-1)
         hidden = drop(config.output_dropout)(nn.relu(nn.Dense(h.shape[-1], name="head_in")(h)))
         h = h + nn.Dense(h.shape[-1], name="head_out")(hidden)
-        return nn.Dense(1, name="head")(h)[:, 0]
+        streams = {f"{target}_with_{source}": projected[target]
+                   for target, sources in config.streams() for source in sources}
+        return nn.Dense(1, name="head")(h)[:, 0] + adapter_blocks.to_output(
+            adapters, streams, config.heads)
 
     def _project(
         self, modality: str, batch: SentimentBatch, deterministic: bool
@@ -270,7 +271,7 @@ def model(config: CrossModalConfig, name: str = "MulT") -> SentimentModel:
     """The cross-modal transformer behind the common interface.
 
     ``apply`` takes ``adapters=`` besides: a tree of :func:`mlecs_jax.models.adapters.init` with a
-    block for each of ``config.pairs()``, or a shared one, or a constant.
+    block for each of ``config.pairs()`` or a shared one, of whichever kind, or a constant.
     """
     module = CrossModalTransformer(config)
 
@@ -278,10 +279,8 @@ def model(config: CrossModalConfig, name: str = "MulT") -> SentimentModel:
         return initial.draw_uniform(lambda key: module.init(key, example), key, xavier="layers")
 
     def apply(params, batch, *, train=False, key=None, adapters=None):
-        blocks, shift = adapter_blocks.parts(adapters)
-        answer = module.apply({"params": params}, batch, blocks, deterministic=not train,
-                              rngs={"dropout": key} if train else None)
-        return answer if shift is None else answer + shift
+        return module.apply({"params": params}, batch, adapters, deterministic=not train,
+                            rngs={"dropout": key} if train else None)
 
     return SentimentModel(name, init, apply, absolute_error(apply))
 

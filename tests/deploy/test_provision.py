@@ -123,6 +123,8 @@ def test_a_session_grows_by_devices_and_by_nothing_else(tmp_path):
     (["provision", "--add=x", "--out=x", "--devices=2"], "unrecognized arguments: --devices=2"),
     (["provision", "--config=mosi:smoke", "--out=x", "--devices=2", "--train-rows=9",
       "--config.method.mode=sync"], "nobody waits: use async"),
+    (["provision", "--config=mosi:smoke", "--out=x", "--devices=2", "--train-rows=9",
+      "--config.cloud.steps=5"], "has no segments to train on"),
     (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--train-rows=9",
       "--config.method.name=fedmllm"], "a deployment runs ml_ecs or mega_ce2"),
     (["drill", "--config=mosi:smoke"], "the drill is of ml_ecs"),

@@ -57,12 +57,12 @@ def toy(width: int = 8) -> SentimentModel:
 
     def apply(params, batch, *, train=False, key=None, adapters=None):
         x = batch.text @ params["project"]
-        blocks, shift = adapter_blocks.parts(adapters)
-        if blocks is not None:
-            x = x + adapter_blocks.apply(blocks, "text_with_vision", x, heads=2)
+        place = "text_with_vision"
+        shift = adapter_blocks.to_output(adapters, {place: x}, heads=2)
+        x = x + adapter_blocks.to_hidden(adapters, place, x, heads=2)
         if train:
             x = x * jax.random.bernoulli(key, 0.9, x.shape)
-        return x.mean(axis=1) @ params["head"] + (0 if shift is None else shift)
+        return x.mean(axis=1) @ params["head"] + shift
 
     return SentimentModel("toy", init, apply, absolute_error(apply))
 

@@ -152,22 +152,23 @@ def test_a_lower_error_is_better(tmp_path):
 
 
 def test_adapters_are_compared_with_the_global_model_of_the_same_run(tmp_path):
-    run = made(tmp_path, "shared", [], **{
-        "client.mae": 0.8, "server.mae": 0.9, "extra.adapter_parameters": 5248.0,
-        "communication.adapter_bytes_sent": 0.0})
-    _, gains, sizes = findings.adapters(asked("adapters"), Results((run,))).tables
-    assert "−.100" in gains.rows[0][8].text  # column of the MAE
-    assert texts(sizes, 0) == ["shared", "5,248", "–", "0"]
-
-
-def test_adapters_are_compared_with_one_for_all_and_with_a_constant(tmp_path):
-    runs = [made(tmp_path, variant, seed=seed, **{
-        "client.mae": error + 0.001 * seed, "server.mae": 0.9}) for variant, error in (
-            (findings.SHARED, 0.7), (findings.POOLED, 0.8), (findings.BIAS, 0.7))
+    """Shared .7 and growing, pooled .8, a constant .7, untuned .9: all of one run a seed."""
+    errors = {findings.SHARED: 0.7, "unshared": 0.75, findings.AT_OUTPUT: 0.85,
+              findings.POOLED: 0.8, findings.BIAS: 0.7}
+    runs = [made(tmp_path, "", seed=seed, **{
+        "server.mae": 0.9, "extra.parameters": 100.0, **{
+            f"extra.personal.{name}.client.mae": error + 0.001 * seed * (name != findings.BIAS)
+            for name, error in errors.items()}, **{
+            f"extra.personal.{name}.{key}": value for name in errors
+            for key, value in (("parameters", 5248.0), ("bytes_sent", 0.0))}})
         for seed in range(3)]
-    found = findings.adapters(asked("adapters"), Results(tuple(runs)))
-    assert texts(found.tables[2], 0)[0] == "shared minus one for all edges"
-    said = "\n".join(found.sentences)
+    scores, gains, controls, sizes = findings.adapters(
+        asked("adapters"), Results(tuple(runs))).tables
+    assert [row[0].text for row in scores.rows] == ["global", *errors]
+    assert texts(gains, 0)[0] == "shared minus global" and "−.199" in gains.rows[0][8].text
+    assert texts(controls, 1)[0] == "shared minus one for all edges"
+    assert texts(sizes, 0) == ["shared", "5,248", "100", "0"]
+    said = "\n".join(findings.adapters(asked("adapters"), Results(tuple(runs))).sentences)
     assert "adapters are better than the global model" in said
     assert "adapters are better than one adapter for all edges" in said
     assert "no gain of adapters is shown over a constant of each edge" in said

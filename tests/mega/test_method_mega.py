@@ -119,7 +119,9 @@ def test_no_path_of_an_adapter_is_uploaded_of_the_real_model():
     assert "model/text_with_audio/layers/attention/in_kernel" in sent
     places = made.shape.pairs()
     kinds = [adapter_blocks.init(KEY, places, made.shape.width, share=share)
-             for share in (True, False)] + [adapter_blocks.biases(np.zeros(1, np.float32))]
+             for share in (True, False)] + [
+                 adapter_blocks.init(KEY, places, made.shape.width, share=True, output=True),
+                 adapter_blocks.biases(np.zeros(1, np.float32))]
     assert len(places) == 6
     for own in kinds:
         paths = {f"model/{path}" for path in channel.pack(own)}
@@ -207,6 +209,9 @@ def test_controls_of_adapters(unequal):
     for leaf in jax.tree.leaves(adapters):
         assert len(leaf) == 3 and (np.asarray(leaf) == np.asarray(leaf[:1])).all()
     assert len(answers["history"]) == 3 and np.isfinite(answers["test"]).all()
+    adapters, answers = personal(kind="output")
+    assert set(adapters) == {"shared", "output"} and adapters["output"]["kernel"].shape == (3, 8)
+    assert np.isfinite(answers["test"]).all() and answers["history"][-1] < answers["history"][0]
     adapters, answers = personal(kind="bias")
     data, plain = made.federation.data, jax.jit(made.model.apply)
     predict = mega_ce2.Predictor(made)
@@ -225,6 +230,38 @@ def test_controls_of_adapters(unequal):
         pooled = dataclasses.replace(made, config=dataclasses.replace(
             made.config, adapter=dataclasses.replace(made.config.adapter, scope="pooled")))
         mega_ce2.personaliser(pooled, predict, [1])
+
+
+def test_the_cloud_trains_on_segments_that_no_end_has():
+    """Eq. 4, then as many batches as asked for; written out with an end's training."""
+    asked = {"cloud__steps": 3, "cloud__share": 0.2, "clock__jitter": 0.0}
+    made, plain = build_toy(**asked), build_toy(clock__jitter=0.0)
+    federation_, rows = made.federation, made.federation.public
+    assert len(rows) == len(federation_.split.train) // 5
+    dealt = np.concatenate([own[real] for own, real in zip(
+        federation_.ends.rows, federation_.ends.real, strict=True)])
+    np.testing.assert_array_equal(np.sort(np.concatenate([dealt, rows])),
+                                  np.sort(federation_.split.train))
+    np.testing.assert_array_equal(np.sort(dealt), np.sort(federation_.private))
+    assert len(plain.federation.public) == 0
+    method = mega_ce2.build(made)
+    start, after = advance(method, 1)
+    arrival, = method.arrivals[:1]
+    alone = dataclasses.replace(made, config=dataclasses.replace(made.config, cloud=None))
+    averaged = mega_ce2.build(alone).round(
+        jax.tree.map(jnp.copy, start), 0, KEY)[0].cloud  # the same deal, and no training
+    share = arrival.time / method.arrivals[-1].time
+    rate = made.config.train.learning_rate * (1 - (
+        1 - made.config.train.final_rate_fraction) * share)
+    own = {"rows": rows, "count": np.int32(len(rows)), "steps": np.int32(3),
+           "rate": np.float32(rate),
+           "key": jax.random.fold_in(jax.random.fold_in(KEY, 0), mega_ce2.CLOUD)}
+    expected = jax.jit(lambda model, own: mega_ce2.train_end(
+        made, made.segments, model, own)[0])(averaged, own)
+    assert np.abs(leaves(expected) - leaves(averaged)).max() > 1e-4
+    np.testing.assert_allclose(leaves(after.cloud), leaves(expected), atol=1e-6)
+    with pytest.raises(UserError, match="which is none"):
+        build_toy(cloud__steps=1, cloud__share=0.001)
 
 
 def run(folder, monkeypatch, **options):
@@ -307,7 +344,8 @@ def test_held_out_segments_follow_the_edges_sentiments():
     ({"partition__edges": 0}, "partition.edges"), ({"adapter__epochs": -1}, "adapter.epochs"),
     ({"method__staleness_exponent": -1.0}, "staleness_exponent"),
     ({"model__preset": "huge"}, "model.preset"), ({"model__modalities": "smell"}, "modalities"),
-    ({"eval__every": 0}, "eval.every"),
+    ({"eval__every": 0}, "eval.every"), ({"adapter__kind": "sum"}, "adapter.kind"),
+    ({"cloud__steps": -1}, "cloud.steps is -1"), ({"cloud__share": 1.0}, "cloud.share 1.0"),
 ], ids=str)
 def test_bad_values_are_one_line(change, message):
     with pytest.raises(UserError, match=message) as error:

@@ -241,6 +241,25 @@ def test_adapters_stand_beside_the_shared_model():
         model.apply(params, segments, adapters={"text_with_audio": tree["text_with_audio"]})
 
 
+def test_adapters_at_the_output_add_what_they_say_of_the_last_step():
+    """f(x) + b + Σ over places of u · f_θ(x)[last step]; hidden states are as they were."""
+    model, segments = crossmodal.model(TINY), batch()
+    params = model.init(jax.random.key(0), segments)
+    plain = jax.jit(model.apply)(params, segments)
+    tree = adapters.init(jax.random.key(1), TINY.pairs(), TINY.width, share=False, output=True)
+    beside = {name: own for name, own in tree.items() if name != adapters.OUTPUT}
+    streams = {name: segments.__dict__[name] @ params[f"project_{name}"]["kernel"][0]
+               for name in TINY.modalities}
+    head = tree[adapters.OUTPUT] = {"kernel": np.full(TINY.width, 2.0, np.float32),
+                                    "bias": np.float32(0.5)}
+    expected = plain + 0.5 + sum(
+        adapters.apply(beside, place, streams[place.split("_")[0]], TINY.heads)[:, -1]
+        @ head["kernel"] for place in TINY.pairs())
+    np.testing.assert_allclose(jax.jit(model.apply)(params, segments, adapters=tree), expected,
+                               atol=1e-5)
+    assert np.abs(expected - plain - 0.5).max() > 1e-5
+
+
 # ---- baselines
 
 
