@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlecs_jax import durable
-from mlecs_jax.config import SPEED_ONLY
+from mlecs_jax.config import SPEED_ONLY, in_effect
 from mlecs_jax.data.samples import Samples
 from mlecs_jax.errors import UserError
 
@@ -118,7 +118,8 @@ class RunLog:
             if not path.exists():
                 raise UserError(f"workdir {self.workdir} holds metrics but no {CONFIG}; use "
                                 "another --workdir")
-            changed = [key for key in _differences(_read_json(path), identity)
+            # An option that came later, and is off, makes no other run of an old one.
+            changed = [key for key in _differences(in_effect(_read_json(path)), in_effect(identity))
                        if key.split(".")[0] not in SPEED_ONLY]
             if changed:
                 raise UserError(f"workdir {self.workdir} belongs to a run with another "

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mlecs_jax import assemble, experiment, methods
+from mlecs_jax import assemble, experiment, methods, runlog
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.errors import UserError
 from tests.small import config
@@ -119,6 +119,18 @@ def test_back_end_may_change_on_resuming_and_nothing_else(finished, tmp_path):
     experiment.run(options(**{"clients.chunk": 2}), copy)
     with pytest.raises(UserError, match="another lora.rank, seed"):
         experiment.run(options(seed=5, **{"lora.rank": 3}), copy)
+
+
+def test_an_option_that_came_later_and_is_off_makes_no_other_run(tmp_path):
+    """A folder of an earlier version goes on; with the option in use it is another run's."""
+    with contextlib.closing(runlog.RunLog(tmp_path, {"seed": 0})) as log:
+        log.append({"round": 0, "data_source": "simulated"})
+    off = {"steps": 0, "share": 0.1}
+    with contextlib.closing(runlog.RunLog(tmp_path, {"seed": 0, "cloud": off})):
+        assert json.loads((tmp_path / "config.json").read_text())["cloud"] == off
+    for other, name in (({"seed": 0, "cloud": off | {"steps": 5}}, "cloud"), ({"seed": 1}, "seed")):
+        with pytest.raises(UserError, match=f"another {name}"):
+            runlog.RunLog(tmp_path, other)
 
 
 def test_other_data_do_not_resume(finished, tmp_path):
