@@ -29,9 +29,9 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.experiment import COMPILE_CLOCK
 from mlecs_jax.mega import config as configs
 from mlecs_jax.mega.config import MegaConfig
+from mlecs_jax.mega.experiment import sizes
 from mlecs_jax.mega.personal import untuned
 from mlecs_jax.metrics.sentiment import CLASSES
-from mlecs_jax.models import adapters as adapter_blocks
 from mlecs_jax.models import crossmodal
 from mlecs_jax.report.run_report import write_report
 
@@ -247,10 +247,7 @@ class MegaCloudApp:
     def _sizes(self, model: Any) -> dict[str, int]:
         """Parameters of the model and of one edge's adapter."""
         adapter = untuned(self._config.adapter, self._config.model_config(), jax.random.key(0))
-        count, tuned = (sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-                        for tree in (model, adapter))
-        blocks = sum(name != adapter_blocks.OUTPUT for name in adapter)
-        return {"parameters": count, "adapter_parameters": tuned, "adapter_blocks": blocks}
+        return sizes(model, adapter)
 
     def _let_go(self) -> None:
         """Gives edges the time to hear that it is over."""

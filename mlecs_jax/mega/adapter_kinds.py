@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mlecs_jax import lora
 from mlecs_jax.mega import experiment
 from mlecs_jax.mega.personal import Predictor, personaliser
 from mlecs_jax.mega.served import restored
@@ -37,15 +38,16 @@ def scores(folder: Path) -> dict[str, dict[str, Any]]:
       UserError: see :func:`mlecs_jax.mega.served.restored`.
     """
     run = restored(folder, personal=False)
-    config, key = run.setting.config, jax.random.fold_in(jax.random.key(run.setting.config.seed), 2)
+    config = run.setting.config
     message = mega_ce2.upload(run.model, np.int32(0), run.model)
     found = {}
     for name, changes in KINDS.items():
         own = dataclasses.replace(config.adapter, **changes)
         setting = dataclasses.replace(run.setting, config=dataclasses.replace(config, adapter=own))
-        adapters, predictions = personaliser(setting, Predictor(setting))(run.model, key)
+        adapters, predictions = personaliser(setting, Predictor(setting))(
+            run.model, experiment.personal_key(config))
         one = jax.tree.map(lambda x: x[0], adapters)
         found[name] = {"client": experiment.score(setting, predictions)["test"],
-                       "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(one)),
+                       "parameters": lora.count(one),
                        "bytes_sent": mega_ce2.adapter_bytes(message, one)}
     return found

@@ -96,15 +96,16 @@ def _time_to_target(
                  *(Cell(mean_text(share), group) for share in shares)))
     data = data_words(results, where)
     said = f"{data}: asynchronous training reaches the synchronous run's {name} validation error "
+    every = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     if took:
         found = paired(took, first)
         more = f"; seconds more: {difference_text(found)}" if found else ""
         said += (f"in {mean_text(shares[0])} of the time that one takes to it{more}; in "
-                 f"{mean_text(shares[1])} of that one's whole simulated time. Of {len(seeds)} "
-                 f"seed{'s' if len(seeds) > 1 else ''} {len(took)} reach it. The goal, {GOAL} or "
-                 f"less in the mean of all seeds, is {_verdict(shares, len(seeds))}.")
+                 f"{mean_text(shares[1])} of that one's whole simulated time. Of {every} "
+                 f"{len(took)} reach it. The goal, {GOAL} or less in the mean of all seeds, is "
+                 f"{_verdict(shares, len(seeds))}.")
     else:
-        said += f"in none of {seeds_words(results, where)}."
+        said += f"in none of {every}."
     return Table(
         f"Simulated seconds to the synchronous run's {name} validation MAE, {data}",
         ("", "MAE", "synchronous", "asynchronous", "ratio", "of the whole run"), tuple(rows),

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlecs_jax import runlog
+from mlecs_jax import lora, runlog
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.data.sentiment import MODALITIES, SentimentData
 from mlecs_jax.distributed import ALONE, Group, Stopped
@@ -28,6 +28,7 @@ from mlecs_jax.methods.mega_ce2 import MegaMethod, State
 from mlecs_jax.methods.method import Predictions
 from mlecs_jax.metrics import sentiment as metrics
 from mlecs_jax.models import adapters as adapter_blocks
+from mlecs_jax.models.adapters import Adapters
 from mlecs_jax.report.run_report import write_report
 
 OnVersion = Callable[[dict[str, Any]], None]
@@ -98,7 +99,7 @@ def run(
             group.saved = r + 1
             if log is not None:
                 on_version(record)
-        summary = _summary(setting, method, state, jax.random.fold_in(key, 2),
+        summary = _summary(setting, method, state, personal_key(config),
                            log.records if log is not None else [], communication)
         summary["timing"]["compile_seconds"] = round(COMPILE_CLOCK.seconds - compiled_before, 2)
 
@@ -141,6 +142,11 @@ def _version(
     record["seconds"] = round(trained - begun, 4)
     record["evaluation_seconds"] = round(time.perf_counter() - trained, 4)
     return state, record
+
+
+def personal_key(config: MegaConfig) -> jax.Array:
+    """What adapters are drawn and tuned by after the last version: the same whenever it is done."""
+    return jax.random.fold_in(jax.random.key(config.seed), 2)
 
 
 def score(setting: MegaSetting, predictions: Predictions) -> dict[str, Scores]:
@@ -233,14 +239,14 @@ def _summary(
             "train_seconds": round(sum(record["seconds"] for record in records), 2),
             "personalise_seconds": round(time.perf_counter() - begun, 2),
             "simulated_seconds": round(method.arrivals[-1].time, 4)},
-        "extra": {
-            "parameters": _size(model), "adapter_parameters": _size(one),
+        "extra": sizes(model, one) | {
             "worst_edge_mae": {kind: max(edge[kind]["mae"] for edge in edges)
-                               for kind in ("global", "personal")},
-            "adapter_blocks": sum(name != adapter_blocks.OUTPUT for name in adapters)},
+                               for kind in ("global", "personal")}},
         "personalisation_history": personal["history"],
     }
 
 
-def _size(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+def sizes(model: Any, adapter: Adapters) -> dict[str, int]:
+    """Parameters of the model and of one edge's adapter, and how many blocks the latter has."""
+    return {"parameters": lora.count(model), "adapter_parameters": lora.count(adapter),
+            "adapter_blocks": sum(name != adapter_blocks.OUTPUT for name in adapter)}

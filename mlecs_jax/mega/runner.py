@@ -33,7 +33,7 @@ from mlecs_jax.mega.config import DataConfig, MegaConfig
 from mlecs_jax.models import sentiment_zoo
 from mlecs_jax.report.run_report import write_report
 from mlecs_jax.repro.code_version import code_version
-from mlecs_jax.repro.job import Provenance, Values
+from mlecs_jax.repro.job import Provenance, Values, measure
 
 LATENCY, PARAMS = "latency", "params"
 EXTRAS = {"personal": adapter_kinds.scores}
@@ -79,10 +79,7 @@ def run(
             options, folder, data=_data(options.data),
             on_start=lambda method, complete: on_round(complete, len(method.arrivals)),
             on_version=lambda record: on_round(record["round"] + 1, record["rounds"]))
-        for extra in extras:
-            path = folder / f"{extra}.json"
-            if not path.exists():
-                durable.write(path, json.dumps(EXTRAS[extra](folder), indent=1) + "\n")
+        measure(folder, extras, lambda extra: EXTRAS[extra](folder))
         return
     if name not in (LATENCY, PARAMS):
         _logged(options, folder, on_round)

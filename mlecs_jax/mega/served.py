@@ -65,13 +65,14 @@ def restored(folder: Path, *, personal: bool) -> RestoredMega:
     data = settings.load(config.data)
     restore.check_data(folder, experiment.data_identity(data), identity)
     setting = settings.build(config, data, jax.devices()[:1])
-    method, key = mega_ce2.build(setting), jax.random.key(config.seed)
-    versions, state = restore.load(folder, method.init(jax.random.fold_in(key, 0)))
+    method = mega_ce2.build(setting)
+    versions, state = restore.load(folder, method.init(
+        jax.random.fold_in(jax.random.key(config.seed), 0)))
     if versions != len(method.arrivals):
         raise UserError(f"{folder} has {versions} of {len(method.arrivals)} versions; its adapters "
                         "are tuned at the end, let it run to there")
     model = state.best["model"]
-    adapters = method.personalise(model, jax.random.fold_in(key, 2))[0] if personal else None
+    adapters = method.personalise(model, experiment.personal_key(config))[0] if personal else None
     return RestoredMega(setting, data, versions, model, adapters)
 
 

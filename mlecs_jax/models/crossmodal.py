@@ -228,11 +228,12 @@ class CrossModalTransformer(nn.Module):
         projected = {m: self._project(m, batch, deterministic) for m in config.modalities}
         rate: dict[str, float] = dict(zip(MODALITIES, config.attention_dropout, strict=True))
         memory_layers = max(config.layers, 3)
-        summaries = []
+        summaries, read_at = [], {}
         for target, sources in config.streams():
             read = []
             for source in sources:
                 place = f"{target}_with_{source}"
+                read_at[place] = projected[target]
                 out = Transformer(config.layers, config, rate[source], config.future_mask,
                                   deterministic, name=place)(projected[target], projected[source])
                 read.append(out + adapter_blocks.to_hidden(
@@ -245,10 +246,8 @@ class CrossModalTransformer(nn.Module):
         h = jnp.concatenate(summaries, axis=-1)
         hidden = drop(config.output_dropout)(nn.relu(nn.Dense(h.shape[-1], name="head_in")(h)))
         h = h + nn.Dense(h.shape[-1], name="head_out")(hidden)
-        streams = {f"{target}_with_{source}": projected[target]
-                   for target, sources in config.streams() for source in sources}
         return nn.Dense(1, name="head")(h)[:, 0] + adapter_blocks.to_output(
-            adapters, streams, config.heads)
+            adapters, read_at, config.heads)
 
     def _project(
         self, modality: str, batch: SentimentBatch, deterministic: bool

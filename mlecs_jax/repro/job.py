@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlecs_jax import durable
 from mlecs_jax.config import SPEED_ONLY, in_effect
 
 Values = dict[str, Any]
@@ -123,4 +124,17 @@ def _finished(runs: Path, job: Job, provenance: Provenance, any_code: bool) -> P
 def is_done(folder: Path, job: Job) -> bool:
     """The run is whole and everything asked of it has been measured."""
     return all((folder / name).exists()
-               for name in (RECORD, *(f"{extra}.json" for extra in job.extras)))
+               for name in (RECORD, *map(extra_file, job.extras)))
+
+
+def measure(folder: Path, extras: Sequence[str], measurement: Callable[[str], Any]) -> None:
+    """Makes the extras that a finished run has not got, by name; each is there whole or not."""
+    for extra in extras:
+        path = folder / extra_file(extra)
+        if not path.exists():
+            durable.write(path, json.dumps(measurement(extra), indent=1) + "\n")
+
+
+def extra_file(extra: str) -> str:
+    """Where an extra stands in a run's folder."""
+    return f"{extra}.json"

@@ -15,7 +15,7 @@ import pyarrow
 from pyarrow import parquet
 
 from mlecs_jax.repro.engine import Outcome
-from mlecs_jax.repro.job import Label
+from mlecs_jax.repro.job import Label, extra_file
 
 FINAL, BEST_VAL = "final", "best_val"
 _SKIPPED = {"per_client", "confusion", "round"}
@@ -88,7 +88,7 @@ def read(outcomes: Iterable[Outcome]) -> Results:
         summary = json.loads((outcome.folder / "summary.json").read_text("utf-8"))
         for extra in outcome.job.extras:
             summary.setdefault("extra", {})[extra] = json.loads(
-                (outcome.folder / f"{extra}.json").read_text("utf-8"))
+                (outcome.folder / extra_file(extra)).read_text("utf-8"))
         summary.setdefault("validation", _validation(outcome.folder / "metrics.jsonl"))
         if not _chooses(outcome.job.values):
             summary["best_val"] = None

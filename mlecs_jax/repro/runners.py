@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mlecs_jax.data import sources
 from mlecs_jax.data.samples import Samples
 from mlecs_jax.repro import absence, masking
 from mlecs_jax.repro.code_version import code_version
-from mlecs_jax.repro.job import Provenance, Values
+from mlecs_jax.repro.job import Provenance, Values, measure
 
 EXTRAS = {"absence": absence.scores_without, "masking": masking.costs}
 DATASETS_KEPT = 2  # in a worker's memory
@@ -64,10 +63,4 @@ def run(
         config, folder, samples=samples, briefly=True,
         on_start=lambda setting, complete: on_round(complete, total),
         on_round=lambda record: on_round(record["round"] + 1, total))
-    for extra in extras:
-        path = folder / f"{extra}.json"
-        if not path.exists():
-            found = json.dumps(EXTRAS[extra](config, samples, folder), indent=1)
-            unfinished = path.with_suffix(".new")
-            unfinished.write_text(found + "\n", "utf-8")
-            unfinished.replace(path)
+    measure(folder, extras, lambda extra: EXTRAS[extra](config, samples, folder))
