@@ -254,7 +254,8 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
     add("--splits", default="", help="of mlecs: frame, sequence; of mega: heldout, canonical, "
         "video, segment; or several with commas")
     add("--rho", default="", help="mlecs: some ρ only, with commas; table2 and comm: one")
-    add("--devices", default="", help="table2: some numbers of devices only, with commas")
+    add("--devices", default="", help="table2: some numbers of devices only, regime: others than "
+        "the configuration's; with commas")
     add("--labelled", default="", help="regime, ablation: some numbers of labelled samples per "
         "device only, with commas; 0: all")
     add("--public", default="", help=f"regime, ablation: {', '.join(PUBLICS)} (a tenth, for all); "

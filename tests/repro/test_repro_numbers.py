@@ -209,6 +209,11 @@ def test_grids_of_the_artefacts():
     scarce = regime.jobs(parsed("regime", "--seeds=1", "--labelled=25", "--public=unlabelled"))
     assert {(j.labels["labelled"], regime.public_words(j.labels)) for j in scarce} == {
         (25, "unlabelled")}
+    ten = regime.jobs(parsed("regime", "--seeds=1", "--labelled=25", "--public=partly",
+                             "--devices=10", "--rho=0.5", "--methods=ml_ecs_plus,localpub"))
+    assert {job.values["partition"]["num_clients"] for job in ten} == {10}
+    assert {regime.words(job.labels) for job in ten} == {
+        "10 devices, 25 labels, public 10 % labelled, ρ=.5"}
     # 12 methods × 3 kinds of labels × 80 cells, without those that differ in what nobody reads.
     whole = regime.jobs(parsed("regime", "--seeds=5"))
     assert len(whole) == 2880

@@ -1,4 +1,4 @@
-"""Where collaboration pays: labels on devices, labels on public data, split and ρ."""
+"""Where collaboration pays: labels on devices, labels on public data, devices, split and ρ."""
 
 from __future__ import annotations
 
@@ -31,17 +31,20 @@ LABELLED = {"smoke": (25, 0), "cpu": (25, 50, 200, 0), "paper": (25, 50, 200, 0)
 RHOS = (0.5, 0.8)
 CONTROL = "localpub"
 KEYS = ("public_labels", "server_labelled")  # of the partition: what the public data have
-AXES = (*KEYS, "labelled", "rho")
+UNSAID = (3, -1)  # numbers of devices that need no word: the paper's, and those of a manifest
+AXES = (*KEYS, "num_clients", "labelled", "rho")
 
 
 def jobs(options: Options) -> list[Job]:
     """Every method in every regime; the scarcest labels first."""
-    only(options, "datasets", "methods", "splits", "rhos", "labelled", "publics")
+    only(options, "datasets", "methods", "splits", "rhos", "devices", "labelled", "publics")
     return [_job(options, dataset, method, seed, public, {
-                "data.split": split, "partition.rho": rho, "partition.labelled": labelled})
+                "data.split": split, "partition.rho": rho, "partition.labelled": labelled,
+                **devices})
             for seed in range(options.seeds)
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
+            for devices in [{"partition.num_clients": n} for n in options.devices or ()] or [{}]
             for public in options.publics or PUBLICS
             for labelled in options.labelled or LABELLED[options.preset]
             for rho in options.rhos or RHOS
@@ -143,8 +146,10 @@ def _sentence(
 
 
 def words(regime: Labels) -> str:
-    """``25 labels, public unlabelled, ρ=.5``."""
-    return (f"{regime['labelled'] or 'all'} labels, public {public_words(regime)}, "
+    """``25 labels, public unlabelled, ρ=.5``, after the number of devices where it is unusual."""
+    count = regime["num_clients"]
+    devices = "" if count in UNSAID else f"{count} devices, "
+    return (f"{devices}{regime['labelled'] or 'all'} labels, public {public_words(regime)}, "
             f"ρ={plain(float(regime['rho']))}")
 
 
