@@ -13,7 +13,7 @@ from mlecs_jax.mega import controls, convergence, findings
 from mlecs_jax.mega.runner import LATENCY, PARAMS
 from mlecs_jax.models import sentiment_zoo
 from mlecs_jax.repro.job import Job, Label
-from mlecs_jax.repro.options import Options, only, with_changes
+from mlecs_jax.repro.options import Options, only
 
 RUNNER = "mlecs_jax.mega.runner"
 OURS, MULT = findings.OURS, "mult"
@@ -48,7 +48,7 @@ def job(options: Options, dataset: str, method: str, seed: int, variant: str = "
         extras: tuple[str, ...] = (), **changes: Any) -> Job:
     """One run; ``changes`` by name with ``__`` for the dot. Seed s is of the run, of the partition
     and of the clock."""
-    values = with_changes(options.base(dataset), {
+    values = options.values(dataset, {
         "method.name": method, "seed": seed, "partition.seed": seed, "clock.seed": seed}
         | {name.replace("__", "."): value for name, value in changes.items()})
     labels: dict[str, Label] = {"dataset": dataset, "method": method, "variant": variant,

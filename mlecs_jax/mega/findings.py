@@ -193,8 +193,8 @@ def _goals(results: Results, where: Labels, sides: Sequence[Side]) -> list[str]:
             if low is not None and high is not None:
                 whole = low >= -POINT or high < -POINT
                 shown = "; so is the whole interval" if whole else "; the interval holds both"
-            said.append(f"{data}: {ours.name} is {'within' if near else 'not within'} 1 point of "
-                        f"{SCORES['acc2_non0']} of {other.name}, {difference_text(found)}"
+            said.append(f"{data}: {ours.name} is {'no more' if near else 'more'} than 1 point of "
+                        f"{SCORES['acc2_non0']} below {other.name}, {difference_text(found)}"
                         f"{shown}.")
     return said
 

@@ -82,7 +82,7 @@ def find(name: str) -> Callable[[Setting], Method]:
         ``package.module:function`` (or ``path/to/file.py:function``).
 
     Raises:
-      UserError: nothing of that name, or a file without the function.
+      UserError: nothing of that name, a file that is no Python, or one without the function.
     """
     if name in METHODS:
         return METHODS[name]
@@ -113,5 +113,9 @@ def _load(source: str) -> types.ModuleType:
     assert spec is not None and spec.loader is not None  # of any .py file
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"method.name: {source} is no Python file: {error.msg}, line "
+                        f"{error.lineno}") from None
     return module

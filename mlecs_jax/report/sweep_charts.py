@@ -26,7 +26,7 @@ _STYLES = ("dev", "srv", "ceil", "down")
 _FIRST = ("ML-ECS", "ML-ECS+", "Local + public", "Private only")  # coloured where they are there
 _CONFUSED = (*_FIRST[:3], "Mega-CE²")  # whose matrices are shown where there are many series
 _CELLS = 12  # panels of a kind at most
-_SETS = 10
+_COLUMNS = 120  # of a heat map at most
 
 
 def metric_of(runs: Iterable[SweepRun]) -> str:
@@ -40,6 +40,17 @@ def metric_words(sweep: SweepFiles) -> str:
     return " or ".join(dict.fromkeys(found))
 
 
+def _first(sweep: SweepFiles) -> list[tuple[str, list[SweepRun]]]:
+    """The settings that are drawn; tables and the list of runs have all."""
+    return list(sweep.cells().items())[:_CELLS]
+
+
+def _of_how_many(sweep: SweepFiles) -> str:
+    """That some settings are not drawn, where it is so."""
+    count = len(sweep.cells())
+    return f" Drawn are the first {_CELLS} of {count} settings." if count > _CELLS else ""
+
+
 def styles_of(series: list[str]) -> dict[str, str]:
     """Colours for the ones that matter most, or for the first; grey for the others."""
     leading = [name for name in _FIRST if name in series] + [
@@ -51,14 +62,14 @@ def styles_of(series: list[str]) -> dict[str, str]:
 def curves_section(sweep: SweepFiles) -> Markup | None:
     """Score per round, mean over seeds with a band of one standard deviation: on test data, or on
     validation data where the test rows were answered after the last round alone."""
-    panels = [drawn for title, runs in list(sweep.cells().items())[:_CELLS]
+    panels = [drawn for title, runs in _first(sweep)
               if (drawn := _curves(title, runs, metric_of(runs)))]
     if not panels:
         return None
     return section("learning", "Learning curves", grid(*panels),
                    lead=f"Mean test {metric_words(sweep)} of the devices after every round, of "
                    "validation data where a panel says so. Bands: one standard deviation over "
-                   "seeds. Grey: the other methods.")
+                   "seeds. Grey: the other methods." + _of_how_many(sweep))
 
 
 def _curves(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
@@ -125,7 +136,7 @@ def _scores(files: RunFiles, split: str, metric: str) -> Crowd | None:
 def ablation_section(sweep: SweepFiles) -> Markup | None:
     """Variants of a method side by side, devices and server; nothing where a sweep has none."""
     panels = []
-    for title, runs in list(sweep.cells().items())[:_CELLS]:
+    for title, runs in _first(sweep):
         metric = metric_of(runs)
         for who, style, keys in (("devices", "dev", ("client", f"avg_{metric}")),
                                  ("server", "srv", ("server", metric))):
@@ -133,7 +144,8 @@ def ablation_section(sweep: SweepFiles) -> Markup | None:
     if not any(panels):
         return None
     return section("ablation", "Ablation", grid(*panels),
-                   lead="Each part taken away, or added, alone. A dot is a seed; bars are means.")
+                   lead="Each part taken away, or added, alone. A dot is a seed; bars are means."
+                   + _of_how_many(sweep))
 
 
 def _variants(title: str, runs: list[SweepRun], style: str, keys: tuple[str, str], unit: str
@@ -154,13 +166,14 @@ def _variants(title: str, runs: list[SweepRun], style: str, keys: tuple[str, str
 
 def bytes_section(sweep: SweepFiles) -> Markup | None:
     """What a device and the server exchange in a round against the score it brings."""
-    panels = [drawn for title, runs in list(sweep.cells().items())[:_CELLS]
+    panels = [drawn for title, runs in _first(sweep)
               if (drawn := _bytes_against_score(title, runs, metric_of(runs)))]
     if not panels:
         return None
     return section("communication", "Communication against score", grid(*panels),
                    lead=f"Bytes per device and round, up and down together, against the mean test "
-                   f"{metric_words(sweep)} of the devices, last round, mean over seeds.")
+                   f"{metric_words(sweep)} of the devices, last round, mean over seeds."
+                   + _of_how_many(sweep))
 
 
 def _bytes_against_score(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
@@ -191,29 +204,35 @@ def _bytes(files: RunFiles) -> float | None:
 
 def availability_section(sweep: SweepFiles) -> Markup | None:
     """Which device had which modality, seed by seed, and what its set is worth."""
-    panels = []
+    panels: list[Markup | None] = []
     seen = set()
     for title, runs in sweep.cells().items():
         series = by_series(runs)
         lead = next((series[name] for name in _FIRST if name in series), runs)
         drawn = _availability(title, lead)
-        if drawn and drawn[0] not in seen and len(seen) < _CELLS:
+        if drawn and drawn[0] not in seen:
             seen.add(drawn[0])
-            panels += [drawn[1], _by_modalities(title, series, metric_of(runs))]
+            if len(seen) <= _CELLS:
+                panels += [drawn[1], _by_modalities(title, series, metric_of(runs))]
     if not panels:
         return None
     return section("modalities", "Devices and their modalities", *(p for p in panels if p),
                    lead="Seeds draw partitions: who has which samples, and which modalities. The "
-                   "same for all methods.")
+                   "same for all methods." + (
+                       f" Drawn are the first {_CELLS} of {len(seen)} sets of partitions."
+                       if len(seen) > _CELLS else ""))
 
 
 def _availability(title: str, runs: list[SweepRun]) -> tuple[str, Markup] | None:
     held = [(run.labels.get("seed"), c.get("client"), c.get("modalities") or [])
             for run in runs if run.files for c in run.files.clients]
     names = next((run.files.modalities for run in runs if run.files), [])
-    if not held or not names or len(held) > 120:
+    if not held or not names:
         return None
     rows = [[1.0 if name in own else 0.0 for _, _, own in held] for name in names]
+    if len(held) > _COLUMNS:
+        return repr(rows), panel(title, tag("p", f"{len(held)} devices in all are too many to "
+                                                 "draw; the page of each run has its own."))
     drawing = heat_map(rows, label=f"Modalities of every device, {title}", cell=(18, 24), first=0,
                        tick_every=len(held) + 1, x_label="devices, seed by seed",
                        title=lambda i, j: f"seed {held[j][0]}, device {held[j][1]}: {names[i]} "
@@ -241,7 +260,7 @@ def _by_modalities(title: str, series: dict[str, list[SweepRun]], metric: str) -
                         (value, f"{name}, seed {run.labels.get('seed')}, device "
                          f"{client.get('client')}: {score(value)}"))
         rows += [DotRow(own, [v for v, _ in found], styles[name], [t for _, t in found])
-                 for own, found in sorted(groups.items())[:_SETS]]
+                 for own, found in sorted(groups.items())]
     if not rows:
         return None
     axis = linear_axis([v for row in rows for v in row.values], limits=(0.0, 1.0), count=4)
@@ -257,7 +276,7 @@ def confusions_section(sweep: SweepFiles) -> Markup | None:
     """Confusion matrices summed over devices and seeds, of the leading methods."""
     tables = []
     names: list[str] = []
-    for title, runs in list(sweep.cells().items())[:_CELLS]:
+    for title, runs in _first(sweep):
         for name, members in by_series(runs).items():
             if name not in _CONFUSED and len(by_series(runs)) > 3:
                 continue
@@ -273,7 +292,7 @@ def confusions_section(sweep: SweepFiles) -> Markup | None:
     return section("confusion", "Confusion matrices", matrices(tables, names),
                    lead="Test samples, all devices or edges and all seeds together. Rows: true "
                    "class; columns: answer; a last column “unparsable”: answers that name no "
-                   "class.")
+                   "class." + _of_how_many(sweep))
 
 
 def samples_section(sweep: SweepFiles) -> Markup | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 from mlecs_jax.report.axes import duration, linear_axis, score
@@ -37,9 +38,9 @@ def tables_section(sweep: SweepFiles) -> Markup | None:
 
 
 def differences_section(sweep: SweepFiles) -> Markup | None:
-    """The last column of every table of differences as a forest plot."""
+    """Differences over all cells as a forest plot, of every table that has such a column."""
     panels = [drawn for table in sweep.content.get("tables") or []
-              if table.get("kind") == "differences" and (drawn := _forest(table))]
+              if table.get("kind") == "differences" for drawn in _forests(table)]
     if not panels:
         return None
     return section("differences", "Differences", grid(*panels),
@@ -146,17 +147,18 @@ def _cell(cell: dict[str, Any], anchors: _Anchors, *, heading: bool, heat: bool,
     return tag("td", inner, class_=kind or None)
 
 
-def _forest(table: dict[str, Any]) -> Markup | None:
-    """The column 'all' of a table, the first where there are several."""
-    columns = [i for i, name in enumerate(table["columns"]) if name.endswith("all")]
-    if not columns:
-        return None
-    rows = [Interval(row[0]["text"], value, number(cell.get("low")), number(cell.get("high")),
-                     f"{row[0]['text']}: {cell['text']}")
-            for row in table["rows"]
-            if (value := number((cell := row[columns[0]]).get("value"))) is not None]
-    if not rows:
-        return None
-    ends = [v for row in rows for v in (row.value, row.low, row.high, 0.0) if v is not None]
-    return panel(table["title"], forest(rows, linear_axis(ends, count=4), label=table["title"],
-                                        x_label="difference"))
+def _forests(table: dict[str, Any]) -> Iterator[Markup]:
+    """The columns 'all' of a table: of the devices, of the server."""
+    for i, name in enumerate(table["columns"]):
+        if not name.endswith("all"):
+            continue
+        rows = [Interval(row[0]["text"], value, number(cell.get("low")), number(cell.get("high")),
+                         f"{row[0]['text']}: {cell['text']}")
+                for row in table["rows"]
+                if (value := number((cell := row[i]).get("value"))) is not None]
+        if rows:
+            title = table["title"] + ("" if name == "all" else f": {name}")
+            ends = [v for row in rows for v in (row.value, row.low, row.high, 0.0)
+                    if v is not None]
+            yield panel(title, forest(rows, linear_axis(ends, count=4), label=title,
+                                      x_label="difference"))

@@ -43,8 +43,9 @@ def main(arguments: Sequence[str]) -> int:
         outcomes = engine.execute(jobs, options.workdir, processes=options.processes,
                                   display=display, any_code=options.any_code, train=options.run)
     found = results.read(outcomes)
-    missing = len(jobs) - len(outcomes)
-    if missing and not found.runs:
+    unmade = len(jobs) - len(outcomes)
+    missing = unmade + sum(bool(outcome.failure) for outcome in outcomes)
+    if unmade and not found.runs:
         if options.run:
             raise KeyboardInterrupt
         raise UserError(f"none of the {len(jobs)} runs is done in {options.workdir}; leave "
@@ -52,12 +53,14 @@ def main(arguments: Sequence[str]) -> int:
     findings = artefact.findings(options, found)
     write(options, artefact.title, outcomes, found, findings, time.monotonic() - begun, missing)
     render.print_findings(findings, console)
-    stopped = missing > 0 and options.run
-    if options.write_docs and not stopped:  # a whole part of the page is not replaced by chance
+    code = _finish(options, outcomes, found, time.monotonic() - begun, console, missing)
+    if options.write_docs and missing and options.run:  # not replaced by a part of itself by chance
+        console.print(f"{options.write_docs} is left as it was; --no-run writes what there is",
+                      soft_wrap=True)
+    elif options.write_docs:
         write_docs(options.write_docs, options, artefact.title, findings, found,
                    sum({o.folder: o.cost for o in outcomes}.values()), missing)
-    code = _finish(options, outcomes, found, time.monotonic() - begun, console, missing)
-    return INTERRUPTED if stopped else code
+    return INTERRUPTED if unmade and options.run else code
 
 
 def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Results,
@@ -95,9 +98,11 @@ def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, secon
     distinct = {outcome.folder: outcome for outcome in outcomes}.values()
     failed = [outcome for outcome in distinct if outcome.failure]
     cached = sum(outcome.cached for outcome in distinct)
-    console.print(f"{len(distinct) - cached - len(failed)} runs in {duration(seconds)} with "
-                  f"{options.processes} workers, {cached} done before, {len(failed)} failed; "
-                  f"results: {options.folder}", soft_wrap=True)
+    made = len(distinct) - cached - len(failed)
+    console.print(f"{made} run{'s' if made != 1 else ''} made in {duration(seconds)}, {cached} "
+                  f"done before, {len(failed)} failed; {options.processes} "
+                  f"worker{'s' if options.processes != 1 else ''}; results: {options.folder}",
+                  soft_wrap=True)
     if missing:
         console.print(f"[bold yellow]{render.missing_text(missing)}[/bold yellow]; the same "
                       "command makes them" + ("" if options.run else " without --no-run"),

@@ -72,7 +72,17 @@ def data_words(results: Results, where: Labels) -> str:
 
 def seeds_words(results: Results, where: Labels) -> str:
     seeds = results.distinct("seed", where)
-    return f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "")
+    return f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "") + (
+        "" if all_seeds(results, where) else ", or as many as n says")
+
+
+def all_seeds(results: Results, where: Labels) -> bool:
+    """Every group of runs has every seed."""
+    groups: dict[tuple[object, ...], set[Label]] = {}
+    for run in results.of(where):
+        rest = tuple((name, value) for name, value in run.labels.items() if name != "seed")
+        groups.setdefault(rest, set()).add(run.labels["seed"])
+    return len({frozenset(seeds) for seeds in groups.values()}) <= 1
 
 
 def _label_words(name: str, value: Label) -> str:
@@ -114,8 +124,7 @@ def score_table(
         f"{METRICS.get(metric) or words(metric)} on test data, {data_words(results, where)}",
         ("setting", "method", *(name for name, _, _ in columns)), tuple(rows),
         f"Mean ± standard deviation over {seeds_words(results, where)}, last round{best_val}. "
-        "Bold: highest mean of the published methods and ours; 'centralized' pools all data and "
-        "competes with none.",
+        "Bold: highest mean; 'centralized' pools all data and competes with none.",
         names=2)
 
 
@@ -123,15 +132,16 @@ def _rows_of_cell(
     results: Results, cell: Labels, setting: str, columns: Sequence[tuple[str, str, str]]
 ) -> list[tuple[Cell, ...]]:
     name = Cell(setting)
+    seeds = len(results.distinct("seed", {"dataset": cell["dataset"], "split": cell["split"]}))
     rows, means, eligible = [], [], []
     for method in results.distinct("method", cell):
         group = {**cell, "method": method}
         found = [results.at(key, group, selection) for _, selection, key in columns]
         rows.append((Cell(proper(str(method)), group),
-                     *(Cell(mean_text(values), group) for values in found)))
+                     *(Cell(mean_text(values, seeds), group) for values in found)))
         means.append([s.mean if (s := spread(values)) else None for values in found])
-        eligible.append(method in PUBLISHED or method == "ml_ecs_plus")
-    marked = mark_best(rows, means, eligible)
+        eligible.append(method != "centralized")
+    marked = mark_best(rows, means, eligible) if sum(eligible) > 1 else rows
     result: list[tuple[Cell, ...]] = []
     for row in marked:
         result.append((name, *row))
@@ -163,10 +173,12 @@ def compare(
         return None, []
     rows, said = [], []
     mine = {"method": ours, "variant": ""}
+    shared = [cell for cell in cells if not {ours, *others} - set(results.distinct("method", cell))]
+    part = f", {len(shared)} of {len(cells)} settings" if 0 < len(shared) < len(cells) else ""
     for other in others:
         theirs = {"method": other, "variant": ""}
-        overall = pooled(results, key, cells, mine, theirs)
-        server = pooled(results, f"server.{metric}", cells, mine, theirs)
+        overall = pooled(results, key, shared or cells, mine, theirs)
+        server = pooled(results, f"server.{metric}", shared or cells, mine, theirs)
         rows.append((
             Cell(proper(str(other))),
             *(difference_cell(paired(results.at(key, {**cell, **mine}),
@@ -175,7 +187,7 @@ def compare(
             difference_cell(overall, None), difference_cell(server, None)))
         if overall:
             said.append(_sentence(ours, str(other), overall, METRICS[metric],
-                                  data_words(results, where)))
+                                  data_words(results, where), part))
     said += _first_places(results, where, cells, ours, metric)
     return Table(
         f"{proper(ours)} minus each other method, {METRICS[metric]} of the devices, "
@@ -184,16 +196,20 @@ def compare(
         tuple(rows),
         "Paired by seed (same partition, modality sets, batches), mean difference and 95 % "
         "confidence interval (Student's t over seeds). Columns 'all' average a seed's cells "
-        "first. Marked where the interval excludes 0; no correction for the number of "
+        "first" + (f", of the settings in which every method has run{part}" if part else
+                   "" if shared else ", of the settings that both methods have")
+        + ". Marked where the interval excludes 0; no correction for the number of "
         "comparisons.", "differences"), said
 
 
-def _sentence(ours: str, other: str, found: Difference, metric: str, data: str) -> str:
+def _sentence(
+    ours: str, other: str, found: Difference, metric: str, data: str, part: str
+) -> str:
     a, b = proper(ours), proper(other)
     head = f"{data}: {a} minus {b}, {metric} of the devices: {difference_text(found)}"
     note = f" ({b}: {NOTES[other]})" if other in NOTES else ""
     seeds = f", {found.n} seeds" if found.low is not None else ""
-    return f"{head}{seeds}; {verdict(a, found)}{note}."
+    return f"{head}{seeds}{part}; {verdict(a, found)}{note}."
 
 
 def verdict(name: str, found: Difference, lower: bool = False) -> str:
@@ -208,10 +224,12 @@ def verdict(name: str, found: Difference, lower: bool = False) -> str:
 def _first_places(
     results: Results, where: Labels, cells: Sequence[Labels], ours: str, metric: str
 ) -> list[str]:
-    """In how many cells (each of avg, best, worst, server) the method's mean is the highest."""
+    """In how many cells (each of avg, best, worst, server) the method's mean is the highest, of
+    the settings in which all its rivals have run."""
     first = total = 0
     rivals = [m for m in results.distinct("method", where)
               if m in PUBLISHED or m == ours]
+    cells = [cell for cell in cells if not set(rivals) - set(results.distinct("method", cell))]
     for cell in cells:
         for name in ("client.avg_", "client.best_", "client.worst_", "server."):
             means = {m: s.mean for m in rivals if (s := spread(
@@ -226,5 +244,6 @@ def _first_places(
         among = "the published methods" + ("" if ours in PUBLISHED else " and itself")
     else:
         among = f"itself and {', '.join(others)}"
+    settings = f"{len(cells)} setting{'s' if len(cells) != 1 else ''}"
     return [f"{data_words(results, where)}: {proper(ours)} has the highest mean of {among} in "
-            f"{first} of {total} cells ({len(cells)} settings × avg, best, worst, server)."]
+            f"{first} of {total} cells ({settings} × avg, best, worst, server; ties count)."]

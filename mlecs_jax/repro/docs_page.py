@@ -2,7 +2,8 @@
 
 A part stands between two comments and is replaced as a whole, so that sweeps of several artefacts
 share a page and nothing on it is written by hand. Beside the page, a CSV file per part holds one
-row per run: its figures, its data, the version of the code and the folder it came from.
+row per run and setting (a run may stand for several): its figures, its data, the version of the
+code and the folder it came from.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ def _part(options: Options, title: str, findings: Findings, results: Results, se
                   "evidence about any real task.", ""]
     lines += [f"`{options.command}`", "",
               f"{count} run{'s' if count != 1 else ''}, {duration(seconds)} of worker "
-              f"time in all; one row per run: [{table.as_posix()}]({table.as_posix()}). "
-              f"{versions_text(results)}", "", render.markdown(findings)]
+              f"time in all; one row per run and setting: "
+              f"[{table.as_posix()}]({table.as_posix()}). {versions_text(results)}",
+              "", render.markdown(findings)]
     return "\n".join(lines)
 
 
@@ -96,7 +98,7 @@ def versions_text(results: Results) -> str:
 
 
 def _write_runs(path: Path, results: Results) -> None:
-    """One row per run, a column per label and figure."""
+    """One row per run and setting, a column per label and figure."""
     labels = list(dict.fromkeys(name for run in results.runs for name in run.labels))
     figures = list(dict.fromkeys(key for run in results.runs for key in run.values))
     columns = [*labels, *(f"{selection}.{metric}" for selection, metric in figures),

@@ -30,17 +30,24 @@ UNREAD = {
 private data alone or are given the server's; labels at all, where nobody sees public data."""
 
 
-def chosen(names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The methods asked for, or all that exist.
+def chosen(
+    names: tuple[str, ...] | None, usual: tuple[str, ...] = ALL
+) -> tuple[str, ...]:
+    """The methods asked for, or the ``usual`` ones.
 
     Raises:
-      UserError: an unknown one; a user's own (``path/to/file.py``) is let through.
+      UserError: an unknown one, or a user's own (``path/to/file.py``) that cannot be read.
     """
     for name in names or ():
-        if name not in ALL and ":" not in name and not name.endswith(".py"):
+        if name in ALL:
+            continue
+        if ":" not in name and not name.endswith(".py"):
             raise UserError(f"unknown method '{name}'; use {', '.join(ALL)}, or a file or module "
                             "of your own")
-    return names or ALL
+        from mlecs_jax import methods  # imports jax: for a user's own alone
+
+        methods.find(name)
+    return names or usual
 
 
 def read_of(method: str, options: Mapping[str, Any], captions: bool) -> dict[str, Any]:

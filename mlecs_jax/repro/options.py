@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.repro.accelerators import default_processes
 from mlecs_jax.repro.job import Job, Label, Values
 
-Number = TypeVar("Number", int, float)
+Item = TypeVar("Item", str, int, float)
 USAGE = """python -m mlecs_jax.repro SYSTEM ARTEFACT [options] [--config.KEY=VALUE …]
 
   python -m mlecs_jax.repro mlecs table1 --preset=cpu --seeds=5 --data=real --dataset=ur_fall"""
@@ -35,7 +35,7 @@ AXES = {"method.name": "--methods", "seed": "--seeds", "partition.seed": "--seed
         "partition.labelled": "--labelled", "partition.public_labels": "--public",
         "partition.server_labelled": "--public", "partition.mask_schedule": "another artefact",
         "channel.uplink": "another artefact"}
-"""What a grid may set, and what to use in the place of an override of it."""
+"""What grids set, and what to use in the place of an override of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,29 +104,47 @@ class Options:
         """The preset's configuration of a dataset with the overrides applied.
 
         Raises:
-          UserError: an unknown dataset, key or value.
+          UserError: an unknown dataset, key or value, or a dataset of the other system.
         """
-        return _base(dataset, self.preset, self.data, self.overrides)
+        values = _base(dataset, self.preset, self.data, self.overrides)
+        own = "mega" if values["method"]["name"] == "mega_ce2" else "mlecs"
+        if own != self.system:
+            raise UserError(f"--dataset={dataset} is for {own}; use it with python -m "
+                            f"mlecs_jax.repro {own}")
+        return values
+
+    def values(self, dataset: str, changes: Mapping[str, Any]) -> Values:
+        """The configuration of one run of the grid.
+
+        Args:
+          changes: what the grid sets, by dotted name, e.g. ``{'partition.rho': .5}``.
+
+        Raises:
+          UserError: the configuration has no such key, or an override is of what the grid sets:
+            rows would be another's than their names say.
+        """
+        for name in changes:
+            if any(override.partition("=")[0] == f"--config.{name}"
+                   for override in self.overrides):
+                instead = f"use {AXES[name]}" if name in AXES else "leave it out"
+                raise UserError(f"--config.{name} does nothing in {self.system} {self.artefact}, "
+                                f"which sets it run by run; {instead}")
+        return with_changes(self.base(dataset), changes)
 
     def job(self, dataset: str, method: str, seed: int, changes: dict[str, Any],
             variant: str = "", extras: tuple[str, ...] = ()) -> Job:
         """A job of the grid.
 
         Args:
-          changes: further values by dotted name, e.g. ``{'partition.rho': .5}``.
+          changes: further values, see :meth:`values`.
           variant: what sets the run apart from the method as it is, for people.
           extras: see :class:`Job`.
 
         Raises:
-          UserError: the configuration has no such key, or an override is of what the grid sets.
+          UserError: as :meth:`values`.
         """
-        changes = {"method.name": method, "seed": seed, "partition.seed": seed} | changes
-        for name in changes:
-            if name in AXES and any(override.partition("=")[0] == f"--config.{name}"
-                                    for override in self.overrides):
-                raise UserError(f"--config.{name} does nothing in {self.system} {self.artefact}, "
-                                f"which sets it run by run; use {AXES[name]}")
-        values = with_changes(self.base(dataset), changes)
+        values = self.values(dataset, {"method.name": method, "seed": seed,
+                                       "partition.seed": seed} | changes)
         partition = values["partition"]
         labels: dict[str, Label] = {
             "dataset": values["data"]["name"], "method": method, "variant": variant,
@@ -176,7 +194,7 @@ def one_rho(options: Options, usual: float) -> float:
     return first
 
 
-def with_changes(values: Values, changes: dict[str, Any]) -> Values:
+def with_changes(values: Values, changes: Mapping[str, Any]) -> Values:
     """A copy of nested values with others in some places, by dotted name.
 
     Raises:
@@ -224,11 +242,10 @@ def parse(arguments: Sequence[str], known: dict[str, Sequence[str]]) -> Options:
     return Options(
         system=found.system, artefact=found.artefact, preset=found.preset, seeds=seeds,
         data=found.data,
-        datasets=_names(found.dataset) or DATASETS.get(found.system, ()),
-        methods=_names(found.methods),
-        splits=_names(found.splits), rhos=_numbers("--rho", found.rho, float),
-        devices=_numbers("--devices", found.devices, int),
-        labelled=_numbers("--labelled", found.labelled, int), publics=_publics(found.public),
+        datasets=_list("--dataset", found.dataset) or DATASETS.get(found.system, ()),
+        methods=_list("--methods", found.methods), splits=_list("--splits", found.splits),
+        rhos=_list("--rho", found.rho, float), devices=_list("--devices", found.devices, int),
+        labelled=_list("--labelled", found.labelled, int), publics=_publics(found.public),
         name=_tag(found.name), workdir=Path(found.workdir), processes=processes,
         any_code=found.code == "any", run=not found.no_run,
         overrides=tuple(overrides),
@@ -248,17 +265,17 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
         help="smoke: minutes, to see it work; cpu (default): hours on a laptop; paper: literal")
     add("--seeds", type=int, help=f"partitions and initialisations (default: {SEEDS})")
     add("--data", choices=("real", "simulated", "auto"), default="auto")
-    add("--dataset", default="", help="of mlecs: ur_fall (default), vast; of mega convergence, "
+    add("--dataset", help="of mlecs: ur_fall (default), vast; of mega convergence, "
         "ablation and adapters: mosi (default), mosei; or several with commas")
-    add("--methods", default="", help="some methods only, with commas")
-    add("--splits", default="", help="of mlecs: frame, sequence; of mega: heldout, canonical, "
+    add("--methods", help="some methods only, with commas")
+    add("--splits", help="of mlecs: frame, sequence; of mega: heldout, canonical, "
         "video, segment; or several with commas")
-    add("--rho", default="", help="mlecs: some ρ only, with commas; table2 and comm: one")
-    add("--devices", default="", help="table2: some numbers of devices only, regime: others than "
+    add("--rho", help="mlecs: some ρ only, with commas; table2 and comm: one")
+    add("--devices", help="table2: some numbers of devices only, regime: others than "
         "the configuration's; with commas")
-    add("--labelled", default="", help="regime, ablation: some numbers of labelled samples per "
+    add("--labelled", help="regime, ablation: some numbers of labelled samples per "
         "device only, with commas; 0: all")
-    add("--public", default="", help=f"regime, ablation: {', '.join(PUBLICS)} (a tenth, for all); "
+    add("--public", help=f"regime, ablation: {', '.join(PUBLICS)} (a tenth, for all); "
         "default: all three, of ablation the configuration's")
     add("--name", default="", metavar="TAG", help="sets this part of an artefact apart: a folder "
         "of its own, and a part of its own on the page")
@@ -274,25 +291,34 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
     return parser
 
 
-def _names(text: str) -> tuple[str, ...] | None:
-    return tuple(part.strip() for part in text.split(",") if part.strip()) or None
+def _list(
+    flag: str, text: str | None, kind: Callable[[str], Item] = str
+) -> tuple[Item, ...] | None:
+    """What stands between the commas; None where the flag was not given."""
+    if text is None:
+        return None
+    what = "names" if kind is str else "numbers"
+    try:
+        found = tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        found = ()
+    if not found:
+        raise UserError(f"{flag} is '{text}'; give {what} with commas between them")
+    for item in found:
+        if found.count(item) > 1:
+            raise UserError(f"{flag} is '{text}', which has {item} twice; give it once")
+    return found
 
 
-def _publics(text: str) -> tuple[str, ...] | None:
-    for name in _names(text) or ():
+def _publics(text: str | None) -> tuple[str, ...] | None:
+    found = _list("--public", text)
+    for name in found or ():
         if name not in PUBLICS:
             raise UserError(f"--public is '{text}'; use {', '.join(PUBLICS)}")
-    return _names(text)
+    return found
 
 
 def _tag(text: str) -> str:
     if text and not re.fullmatch(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*", text):
         raise UserError(f"--name is '{text}'; give letters and digits, with - or _ between them")
     return text
-
-
-def _numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...] | None:
-    try:
-        return tuple(kind(part) for part in text.split(",") if part.strip()) or None
-    except ValueError:
-        raise UserError(f"{name} is '{text}'; give numbers with commas between them") from None

@@ -80,12 +80,13 @@ def signed(value: float | None, digits: int = 3) -> str:
     return text if zero else ("−" if value < 0 else "+") + text
 
 
-def mean_text(values: Mapping[int, float]) -> str:
-    """``.821 ± .094``."""
+def mean_text(values: Mapping[int, float], seeds: int = 0) -> str:
+    """``.821 ± .094``; with ``(n=2)`` where there are fewer values than ``seeds``."""
     found = spread(values)
     if found is None:
         return "–"
-    return share(found.mean) if found.sd is None else f"{share(found.mean)} ± {share(found.sd)}"
+    text = share(found.mean) if found.sd is None else f"{share(found.mean)} ± {share(found.sd)}"
+    return f"{text} (n={found.n})" if found.n < seeds else text
 
 
 def difference_text(found: Difference | None) -> str:

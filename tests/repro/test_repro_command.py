@@ -57,8 +57,21 @@ def test_ctrl_c_writes_what_there_is_and_says_what_is_not(sweep, tmp_path, monke
     assert not (tmp_path / "results.md").exists() and "INCOMPLETE" in capsys.readouterr().out
 
 
-def test_no_run_shows_what_is_there(sweep, tmp_path):
+def test_a_failed_run_leaves_the_page_as_it_was(sweep, tmp_path, capsys):
+    assert sweep() == 0
+    before = (tmp_path / "results.md").read_text()
+    assert "2 runs," in before and "INCOMPLETE" not in before
     assert sweep(ends=("well", "user error")) == 1
+    assert (tmp_path / "results.md").read_text() == before
+    said = capsys.readouterr().out
+    assert "is left as it was" in said and "1 of the planned runs is not there yet" in said
+    folder = tmp_path / "mlecs-table1"
+    assert "INCOMPLETE: 1 of" in (folder / "tables.md").read_text()
+    assert json.loads((folder / "sweep.json").read_text())["missing"] == 1
+
+
+def test_no_run_shows_what_is_there(sweep, tmp_path):
+    assert sweep() == 0
     assert sweep("--no-run", "--name=part-1", ends=("well", "user error")) == 0
     page = (tmp_path / "results.md").read_text()
     part = page[page.index("<!-- mlecs-table1-ur_fall.part-1-simulated -->"):]

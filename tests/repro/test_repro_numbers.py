@@ -258,11 +258,53 @@ def test_new_options_leave_the_keys_of_cached_runs(method, key):
     (("ablation", "--methods=localpub"), "no variants of 'localpub'"),
     (("modality", "--labelled=50"), "--labelled means nothing to mlecs modality"),
     (("regime", "--public=partly", "--config.partition.server_labelled=0.3"), "use --public"),
+    (("modality", "--methods=ml_exc"), "unknown method 'ml_exc'"),
+    (("table2", "--methods=ml_exc"), "unknown method 'ml_exc'"),
+    (("table1", "--methods=nowhere.py"), "there is no file nowhere.py"),
+    (("table1", "--methods=json:dump_s"), "json has no function 'dump_s'"),
+    (("table1", "--methods=ml_ecs,localpub,ml_ecs"), "has ml_ecs twice"),
+    (("table1", "--rho=.5,0.50"), "has 0.5 twice"),
+    (("table1", "--rho=,"), "--rho is ','; give numbers"),
+    (("table1", "--methods="), "--methods is ''; give names"),
+    (("ablation", "--config.method.mma=False"), "method.mma does nothing in mlecs ablation"),
+    (("table1", "--dataset=mosi"), "--dataset=mosi is for mega"),
 ])
 def test_refusals(arguments, message):
     with pytest.raises(UserError, match=message):
         SYSTEMS["mlecs"][arguments[0] if arguments[0] in SYSTEMS["mlecs"] else "table1"].jobs(
             parsed(*arguments))
+
+
+def test_a_file_that_is_no_python_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text("def build(setting:\n")
+    with pytest.raises(UserError, match=r"mine\.py is no Python file: .*, line 1"):
+        table1.jobs(parsed("table1", f"--methods={tmp_path / 'mine.py'}"))
+
+
+def test_settings_that_lack_methods_or_seeds_are_counted_as_what_they_are():
+    """Three devices with all methods and three seeds, fifty with two methods and two seeds."""
+    few = made_up({"ml_ecs": {0: 0.7, 1: 0.7}, "localpub": {0: 0.9, 1: 0.9}}, num_clients=50)
+    every = made_up({"ml_ecs": {0: 0.8, 1: 0.8, 2: 0.8}, "standalone": {0: 0.7, 1: 0.7, 2: 0.7},
+                     "localpub": {0: 0.75, 1: 0.75, 2: 0.75}})
+    shown = compare_all(Results(every.runs + few.runs), "num_clients")
+    scores, differences = shown.tables
+    assert [row[2].text for row in scores.rows if row[0].text == "N=50"] == [
+        ".700 ± .000 (n=2)", ".900 ± .000 (n=2)"]
+    assert "over 3 seeds, or as many as n says" in scores.note
+    # Over all of them ML-ECS would be .075 below Local + public; Standalone ran in one only.
+    assert [row[-2].text[:5] for row in differences.rows] == ["+.100", "+.050"]
+    assert "in which every method has run, 1 of 2 settings" in differences.note
+    assert "in 3 of 3 cells (1 setting × avg, best, worst, server; ties count)" in "".join(
+        shown.sentences)
+
+
+def test_the_highest_mean_is_bold_whosever_it_is():
+    shown = compare_all(made_up({"ml_ecs": {0: 0.8}, "localpub": {0: 0.85}, "centralized": {
+        0: 0.9}}), "rho")
+    strong = [row[1].text for row in shown.tables[0].rows if row[2].strong]
+    assert strong == ["Local + public"]
+    alone = compare_all(made_up({"ml_ecs": {0: 0.8}}), "rho")
+    assert not any(cell.strong for row in alone.tables[0].rows for cell in row)
 
 
 def test_code_version_follows_what_computes_the_numbers(tmp_path):

@@ -13,7 +13,7 @@ from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import cells_of, data_words, seeds_words
 from mlecs_jax.repro.job import Job, Label
 from mlecs_jax.repro.options import PUBLICS, Options, only
-from mlecs_jax.repro.results import FINAL, Results
+from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.statistics import mean_by_seed, paired, spread
 from mlecs_jax.repro.tables import (
     METRICS,
@@ -28,7 +28,6 @@ from mlecs_jax.repro.tables import (
     pooled,
     primary,
     share,
-    signed,
 )
 
 TITLE = "Fig. 4: ablations, and modalities lost at inference"
@@ -110,13 +109,13 @@ def _scores(results: Results, where: Labels, cells: list[Labels]) -> Table:
     columns += [(f"{who}, {i + 1} lost", f"extra.absence.{name}.{key}")
                 for who, key in _nodes(metric) for i, name in enumerate(REMOVED)
                 if results.at(f"extra.absence.{name}.{key}", {**cells[0], "variant": ""})]
-    rows = []
+    rows, seeds = [], len(results.distinct("seed", where))
     for cell in cells:
         for variant in results.distinct("variant", cell):
             group = {**cell, "variant": variant}
             rows.append((Cell(_words(cell, cells)),
                          Cell(variant or proper(str(where["method"])), group),
-                         *(Cell(mean_text(results.at(key, group)), group)
+                         *(Cell(mean_text(results.at(key, group), seeds), group)
                            for _, key in columns)))
     lost = any("lost" in name for name, _ in columns)
     return Table(
@@ -182,20 +181,18 @@ def _chosen(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
 
 
 def _lost(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
-    """How much a lost modality costs the full method."""
+    """How much a lost modality costs the full method, paired by seed."""
     said, metric = [], primary(results, where)
+    groups = [{**cell, "variant": ""} for cell in cells]
+    over = " on average over all settings" if len(cells) > 1 else ""
     for who, key in _nodes(metric):
+        full = mean_by_seed([results.at(key, group) for group in groups])
         for i, name in enumerate(REMOVED):
-            costs = []
-            for cell in cells:
-                group = {**cell, "variant": ""}
-                full = spread(results.at(key, group, FINAL))
-                less = spread(results.at(f"extra.absence.{name}.{key}", group))
-                if full and less:
-                    costs.append(less.mean - full.mean)
-            if costs:
+            cost = paired(mean_by_seed([results.at(f"extra.absence.{name}.{key}", group)
+                                        for group in groups]), full)
+            if cost:
                 said.append(f"{data_words(results, where)}: {i + 1} modalit"
                             f"{'y' if not i else 'ies'} fewer at inference changes the "
-                            f"{METRICS[metric]} of the {who} by "
-                            f"{signed(sum(costs) / len(costs))} on average over ρ.")
+                            f"{METRICS[metric]} of the {who} by {difference_text(cost)}{over}, "
+                            f"{cost.n} seeds.")
     return said

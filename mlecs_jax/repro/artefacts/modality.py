@@ -7,6 +7,7 @@ import dataclasses
 from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import compare_all
 from mlecs_jax.repro.job import Job
+from mlecs_jax.repro.methods import chosen
 from mlecs_jax.repro.options import Options, only
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.tables import Findings
@@ -30,7 +31,7 @@ def jobs(options: Options) -> list[Job]:
             for split in options.splits or splits_of(dataset)
             for rho in options.rhos or RHOS
             for schedule in SCHEDULES
-            for method in options.methods or METHODS]
+            for method in chosen(options.methods, METHODS)]
 
 
 def findings(options: Options, results: Results) -> Findings:

@@ -137,7 +137,7 @@ def _sentence(
     if not total:
         return []
     head = (f"{data_words(results, where)}: {proper(ours)} against {proper(control)}, {metric} of "
-            f"the devices, {total} regimes")
+            f"the devices, {total} regime{'s' if total != 1 else ''}")
     if not above and not below:
         return [f"{head}: no interval excludes 0."]
     better = f"better in {len(above)}" + (f" ({'; '.join(above)})" if above else "")

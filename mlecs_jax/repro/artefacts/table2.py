@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import compare_all
 from mlecs_jax.repro.job import Job
-from mlecs_jax.repro.methods import chosen
+from mlecs_jax.repro.methods import ALL, chosen
 from mlecs_jax.repro.options import Options, one_rho, only
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.tables import Findings
@@ -34,7 +34,7 @@ def jobs(options: Options) -> list[Job]:
             for dataset in options.datasets
             for split in options.splits or (SHARED_TEST if large else splits_of(dataset))
             for count in counts if (count >= MANY) == large
-            for method in (options.methods or (FEW_METHODS if large else chosen(None)))]
+            for method in chosen(options.methods, FEW_METHODS if large else ALL)]
 
 
 def findings(options: Options, results: Results) -> Findings:
