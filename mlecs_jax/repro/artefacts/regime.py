@@ -86,9 +86,11 @@ def heat_maps(results: Results) -> list[Table]:
         key = f"client.avg_{metric}"
         for split in results.distinct("split", {"dataset": dataset}):
             where: dict[str, Label] = {"dataset": dataset, "split": split}
-            cells = cells_of(results, where, AXES)
+            cells, methods = cells_of(results, where, AXES), results.distinct("method", where)
+            if CONTROL not in methods:
+                continue
             rows = []
-            for method in results.distinct("method", where):
+            for method in methods:
                 if method == CONTROL:
                     continue
                 row = [Cell(proper(str(method)))]
