@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from mlecs_jax.repro.comparison import data_words, seeds_words
+from mlecs_jax.repro.comparison import data_words, num_seeds, seeds_words
 from mlecs_jax.repro.job import Label
 from mlecs_jax.repro.options import Options
 from mlecs_jax.repro.results import Results, Run
@@ -132,7 +132,8 @@ def _over_time(
     rows: list[tuple[Cell, ...]] = []
     for mode in MODES:
         group = {**where, "method": OURS, "variant": mode}
-        rows.append((Cell(words[mode], group), *(Cell(mean_text(v), group) for v in at[mode])))
+        rows.append((Cell(words[mode], group), *(
+            Cell(mean_text(v, num_seeds(results, where)), group) for v in at[mode])))
     rows.append((Cell("asynchronous minus synchronous"), *(
         difference_cell(paired(a, s), {**where, "method": OURS, "variant": "async"})
         for a, s in zip(at["async"], at["sync"], strict=True))))
@@ -155,8 +156,9 @@ def _ends(results: Results, where: Labels) -> Table:
     return Table(
         f"Of the version, or epoch, with the lowest validation MAE, {data_words(results, where)}",
         ("", *columns), tuple(
-            (Cell(name, labels), *(Cell(mean_text(results.at(key, labels)), labels)
-                                   for key in columns.values())) for name, labels in found),
+            (Cell(name, labels), *(
+                Cell(mean_text(results.at(key, labels), num_seeds(results, where)), labels)
+                for key in columns.values())) for name, labels in found),
         f"Mean ± standard deviation over {seeds_words(results, where)}.")
 
 

@@ -13,7 +13,7 @@ from mlecs_jax.mega.adapter_kinds import AT_OUTPUT, BIAS, POOLED, SHARED
 from mlecs_jax.mega.controls import ALONE, FEDAVG
 from mlecs_jax.mega.runner import LATENCY, PARAMS
 from mlecs_jax.report.blocks import proper
-from mlecs_jax.repro.comparison import data_words, seeds_words, verdict
+from mlecs_jax.repro.comparison import data_words, num_seeds, seeds_words, verdict
 from mlecs_jax.repro.job import Label
 from mlecs_jax.repro.options import Options
 from mlecs_jax.repro.results import FINAL, Results, Run
@@ -82,8 +82,9 @@ def score_table(results: Results, where: Labels, title: str, sides: Sequence[Sid
     """Mean ± standard deviation of every score, the best of a column marked, and what the paper
     prints."""
     values = [[side.at(results, score) for score in SCORES] for side in sides]
+    seeds = num_seeds(results, where)
     printed = published.COLUMNS if any(side.printed for side in sides) else ()
-    rows = [(Cell(side.name, side.labels), *(Cell(mean_text(v), side.labels) for v in row),
+    rows = [(Cell(side.name, side.labels), *(Cell(mean_text(v, seeds), side.labels) for v in row),
              *(Cell(share(side.printed[i]) if side.printed else "", tone="quiet")
                for i in range(len(printed))))
             for side, row in zip(sides, values, strict=True)]

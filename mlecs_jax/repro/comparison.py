@@ -71,12 +71,18 @@ def data_words(results: Results, where: Labels) -> str:
 
 
 def seeds_words(results: Results, where: Labels) -> str:
-    seeds = results.distinct("seed", where)
-    return f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "") + (
-        "" if all_seeds(results, where) else ", or as many as n says")
+    """``5 seeds``; :func:`mlecs_jax.repro.tables.mean_text` says where there are fewer."""
+    count = num_seeds(results, where)
+    return f"{count} seed" + ("s" if count != 1 else "") + (
+        "" if _all_seeds(results, where) else ", or as many as n says")
 
 
-def all_seeds(results: Results, where: Labels) -> bool:
+def num_seeds(results: Results, where: Labels) -> int:
+    """Seeds that any run with these labels has."""
+    return len(results.distinct("seed", where))
+
+
+def _all_seeds(results: Results, where: Labels) -> bool:
     """Every group of runs has every seed."""
     groups: dict[tuple[object, ...], set[Label]] = {}
     for run in results.of(where):
@@ -132,7 +138,7 @@ def _rows_of_cell(
     results: Results, cell: Labels, setting: str, columns: Sequence[tuple[str, str, str]]
 ) -> list[tuple[Cell, ...]]:
     name = Cell(setting)
-    seeds = len(results.distinct("seed", {"dataset": cell["dataset"], "split": cell["split"]}))
+    seeds = num_seeds(results, {"dataset": cell["dataset"], "split": cell["split"]})
     rows, means, eligible = [], [], []
     for method in results.distinct("method", cell):
         group = {**cell, "method": method}

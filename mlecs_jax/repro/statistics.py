@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from scipy import special
 
@@ -66,6 +66,15 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
     quantile = float(special.stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
     half = quantile * statistics.stdev(differences) / math.sqrt(n)
     return Difference(mean, mean - half, mean + half, n)
+
+
+def paired_over(
+    cells: Sequence[tuple[Mapping[int, float], Mapping[int, float]]]
+) -> Difference | None:
+    """``a − b`` over several cells ``(a, b)``: per seed the mean over cells first. Cells that
+    either side lacks are left out of both."""
+    both = [(a, b) for a, b in cells if a and b]
+    return paired(mean_by_seed([a for a, _ in both]), mean_by_seed([b for _, b in both]))
 
 
 def mean_by_seed(cells: list[Mapping[int, float]]) -> dict[int, float]:

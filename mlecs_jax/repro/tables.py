@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from mlecs_jax.repro.job import Label
 from mlecs_jax.repro.results import FINAL, Results
-from mlecs_jax.repro.statistics import Difference, mean_by_seed, paired, spread
+from mlecs_jax.repro.statistics import Difference, paired_over, spread
 
 Labels = Mapping[str, Label]
 METRICS = {"f1": "macro-F1", "rougeLsum": "ROUGE-LSum"}
@@ -143,11 +143,6 @@ def mark_best(rows: Sequence[Sequence[Cell]], means: Sequence[Sequence[float | N
 
 def pooled(results: Results, metric: str, cells: Sequence[Mapping[str, Label]],
            a: Mapping[str, Label], b: Mapping[str, Label]) -> Difference | None:
-    """The paired difference a − b over several cells: per seed the mean over cells first.
-
-    Cells that either side lacks are left out of both.
-    """
-    pairs = [(results.at(metric, {**cell, **a}), results.at(metric, {**cell, **b}))
-             for cell in cells]
-    both = [(x, y) for x, y in pairs if x and y]
-    return paired(mean_by_seed([x for x, _ in both]), mean_by_seed([y for _, y in both]))
+    """The paired difference a − b of a metric over several cells."""
+    return paired_over([(results.at(metric, {**cell, **a}), results.at(metric, {**cell, **b}))
+                        for cell in cells])

@@ -10,11 +10,11 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.artefacts.regime import KEYS, public_words
 from mlecs_jax.repro.artefacts.table1 import splits_of
-from mlecs_jax.repro.comparison import cells_of, data_words, seeds_words
+from mlecs_jax.repro.comparison import cells_of, data_words, num_seeds, seeds_words
 from mlecs_jax.repro.job import Job, Label
 from mlecs_jax.repro.options import PUBLICS, Options, only
 from mlecs_jax.repro.results import Results
-from mlecs_jax.repro.statistics import mean_by_seed, paired, spread
+from mlecs_jax.repro.statistics import mean_by_seed, paired, paired_over, spread
 from mlecs_jax.repro.tables import (
     METRICS,
     Cell,
@@ -109,7 +109,7 @@ def _scores(results: Results, where: Labels, cells: list[Labels]) -> Table:
     columns += [(f"{who}, {i + 1} lost", f"extra.absence.{name}.{key}")
                 for who, key in _nodes(metric) for i, name in enumerate(REMOVED)
                 if results.at(f"extra.absence.{name}.{key}", {**cells[0], "variant": ""})]
-    rows, seeds = [], len(results.distinct("seed", where))
+    rows, seeds = [], num_seeds(results, where)
     for cell in cells:
         for variant in results.distinct("variant", cell):
             group = {**cell, "variant": variant}
@@ -186,10 +186,9 @@ def _lost(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
     groups = [{**cell, "variant": ""} for cell in cells]
     over = " on average over all settings" if len(cells) > 1 else ""
     for who, key in _nodes(metric):
-        full = mean_by_seed([results.at(key, group) for group in groups])
         for i, name in enumerate(REMOVED):
-            cost = paired(mean_by_seed([results.at(f"extra.absence.{name}.{key}", group)
-                                        for group in groups]), full)
+            cost = paired_over([(results.at(f"extra.absence.{name}.{key}", group),
+                                 results.at(key, group)) for group in groups])
             if cost:
                 said.append(f"{data_words(results, where)}: {i + 1} modalit"
                             f"{'y' if not i else 'ies'} fewer at inference changes the "

@@ -7,7 +7,7 @@ import dataclasses
 from mlecs_jax.report.axes import byte_text, figure
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.artefacts.table1 import splits_of
-from mlecs_jax.repro.comparison import data_words, seeds_words
+from mlecs_jax.repro.comparison import data_words, num_seeds, seeds_words
 from mlecs_jax.repro.job import Job, Label
 from mlecs_jax.repro.methods import NOTES, chosen
 from mlecs_jax.repro.options import Options, one_rho, only
@@ -121,7 +121,7 @@ def _price(results: Results, where: dict[str, Label]) -> tuple[Table, list[str]]
     """Scores and bytes of the trained runs; compressed ML-ECS against itself uncompressed."""
     metric = primary(results, where)
     key, server = f"client.avg_{metric}", f"server.{metric}"
-    rows, said = [], []
+    rows, said, seeds = [], [], num_seeds(results, where)
     for method in results.distinct("method", where):
         for uplink in results.distinct("uplink", {**where, "method": method}):
             group = {**where, "method": method, "uplink": uplink}
@@ -133,8 +133,8 @@ def _price(results: Results, where: dict[str, Label]) -> tuple[Table, list[str]]
             rows.append((
                 Cell(proper(str(method)) + ("" if uplink == "none" else f", {uplink} uplink"),
                      group),
-                Cell(mean_text(results.at(key, group)), group),
-                Cell(mean_text(results.at(server, group)), group),
+                Cell(mean_text(results.at(key, group), seeds), group),
+                Cell(mean_text(results.at(server, group), seeds), group),
                 Cell(_mean_bytes(up), group), Cell(_mean_bytes(down), group),
                 difference_cell(cost, group) if cost else Cell("")))
             if cost:
