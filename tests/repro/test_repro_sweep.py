@@ -69,8 +69,11 @@ def test_the_same_again_trains_nothing_and_a_failure_is_exit_1(swept, capsys):
     assert command.main([*arguments, "--methods=ml_ecs,private_only"]) == 0
     assert all(run["cached"] for run in runs_of(workdir))
     assert (workdir / "docs" / "results.md").read_text() == before
-    assert command.main([*arguments, "--methods=ml_ecs,missing.module:build"]) == 1
+    broken = workdir / "broken.py"
+    broken.write_text("def build(setting):\n    raise ArithmeticError('no method')\n")
+    assert command.main([*arguments, f"--methods=ml_ecs,{broken}"]) == 1
     assert "1 done before, 1 failed" in capsys.readouterr().out
+    assert (workdir / "docs" / "results.md").read_text() == before
     assert [bool(run["failure"]) for run in runs_of(workdir)] == [False, True]
 
 
@@ -78,7 +81,7 @@ def test_the_same_again_trains_nothing_and_a_failure_is_exit_1(swept, capsys):
 def test_lost_modalities_are_measured_on_the_trained_run(swept):
     workdir, arguments, _ = swept
     again = ["mlecs", "ablation", *arguments[2:]]
-    assert command.main([*again, "--config.method.kt=True"]) == 0
+    assert command.main([*again, "--config.kt.weight=0.2"]) == 0
     runs = runs_of(workdir, "ablation")
     assert [run["labels"]["variant"] for run in runs] == [
         "", "w/o MMA", "w/o SE-CCL", "w/o CCL", "w/o KT"]
