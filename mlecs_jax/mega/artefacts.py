@@ -13,7 +13,7 @@ from mlecs_jax.mega import controls, convergence, findings
 from mlecs_jax.mega.runner import LATENCY, PARAMS
 from mlecs_jax.models import sentiment_zoo
 from mlecs_jax.repro.job import Job, Label
-from mlecs_jax.repro.options import Options, only
+from mlecs_jax.repro.options import Options, each, only
 
 RUNNER = "mlecs_jax.mega.runner"
 OURS, MULT = findings.OURS, "mult"
@@ -70,8 +70,7 @@ def grid(
     return [job(options, dataset, method, seed, variant, extras, **changes, **where)
             for seed in range(options.seeds)
             for dataset in datasets or options.datasets or DATASETS
-            for where in ([{"data__split": split} for split in options.splits]
-                          if options.splits else [{}])
+            for where in each("data__split", options.splits)
             for (method, variant), changes in runs.items()]
 
 

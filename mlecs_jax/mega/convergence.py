@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from mlecs_jax.report.axes import counted
 from mlecs_jax.repro.comparison import data_words, num_seeds, seeds_words
 from mlecs_jax.repro.job import Label
 from mlecs_jax.repro.options import Options
@@ -96,7 +97,7 @@ def _time_to_target(
                  *(Cell(mean_text(share), group) for share in shares)))
     data = data_words(results, where)
     said = f"{data}: asynchronous training reaches the synchronous run's {name} validation error "
-    every = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    every = counted(len(seeds), "seed")
     if took:
         found = paired(took, first)
         more = f"; seconds more: {difference_text(found)}" if found else ""
@@ -130,10 +131,11 @@ def _over_time(
                  for part in SHARES] for mode in MODES}
     words = {"sync": "synchronous", "async": "asynchronous"}
     rows: list[tuple[Cell, ...]] = []
+    count = num_seeds(results, where)
     for mode in MODES:
         group = {**where, "method": OURS, "variant": mode}
-        rows.append((Cell(words[mode], group), *(
-            Cell(mean_text(v, num_seeds(results, where)), group) for v in at[mode])))
+        rows.append((Cell(words[mode], group),
+                     *(Cell(mean_text(v, count), group) for v in at[mode])))
     rows.append((Cell("asynchronous minus synchronous"), *(
         difference_cell(paired(a, s), {**where, "method": OURS, "variant": "async"})
         for a, s in zip(at["async"], at["sync"], strict=True))))
@@ -153,12 +155,12 @@ def _ends(results: Results, where: Labels) -> Table:
              ("MulT, centralised", {**where, "method": "mult"})]
     found = [(name, labels) for name, labels in sides
              if spread(results.at("server.mae", labels))]
+    count = num_seeds(results, where)
     return Table(
         f"Of the version, or epoch, with the lowest validation MAE, {data_words(results, where)}",
         ("", *columns), tuple(
-            (Cell(name, labels), *(
-                Cell(mean_text(results.at(key, labels), num_seeds(results, where)), labels)
-                for key in columns.values())) for name, labels in found),
+            (Cell(name, labels), *(Cell(mean_text(results.at(key, labels), count), labels)
+                                   for key in columns.values())) for name, labels in found),
         f"Mean ± standard deviation over {seeds_words(results, where)}.")
 
 

@@ -90,7 +90,11 @@ def find(name: str) -> Callable[[Setting], Method]:
     if not source.endswith(".py") and not function:
         raise UserError(f"method.name is '{name}'; use {', '.join(METHODS)}, or your own "
                         "path/to/file.py or package.module:function")
-    module, function = _load(source), function or "build"
+    try:
+        module, function = _load(source), function or "build"
+    except SyntaxError as error:  # of it or of what it imports
+        raise UserError(f"method.name: {error.filename} is no Python file: {error.msg}, line "
+                        f"{error.lineno}") from None
     builder = getattr(module, function, None)
     if not callable(builder):
         raise UserError(f"{source} has no function '{function}'; define {function}(setting) that "
@@ -113,9 +117,5 @@ def _load(source: str) -> types.ModuleType:
     assert spec is not None and spec.loader is not None  # of any .py file
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"method.name: {source} is no Python file: {error.msg}, line "
-                        f"{error.lineno}") from None
+    spec.loader.exec_module(module)
     return module

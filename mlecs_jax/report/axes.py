@@ -123,6 +123,11 @@ def byte_text(value: Number | None) -> str:
     return f"{value / divisor:.3g} {unit}" if divisor > 1 else f"{value:.0f} B"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 run``, ``5 runs``: of nouns whose plural ends in s."""
+    return f"{count} {noun}" + ("s" if count != 1 else "")
+
+
 def duration(seconds: Number | None) -> str:
     """Seconds as a reader would say them: ``0.42 s``, ``4 min 05 s``, ``2 h 10 min``."""
     if seconds is None:

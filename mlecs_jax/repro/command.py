@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mlecs_jax.errors import INTERRUPTED, UserError
-from mlecs_jax.report.axes import duration
+from mlecs_jax.report.axes import counted, duration
 from mlecs_jax.report.sweep_report import write_sweep_report
 from mlecs_jax.repro import engine, render, results
 from mlecs_jax.repro.display import SweepDisplay
@@ -99,10 +99,9 @@ def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, secon
     failed = [outcome for outcome in distinct if outcome.failure]
     cached = sum(outcome.cached for outcome in distinct)
     made = len(distinct) - cached - len(failed)
-    console.print(f"{made} run{'s' if made != 1 else ''} made in {duration(seconds)}, {cached} "
-                  f"done before, {len(failed)} failed; {options.processes} "
-                  f"worker{'s' if options.processes != 1 else ''}; results: {options.folder}",
-                  soft_wrap=True)
+    console.print(f"{counted(made, 'run')} made in {duration(seconds)}, {cached} done before, "
+                  f"{len(failed)} failed; {counted(options.processes, 'worker')}; "
+                  f"results: {options.folder}", soft_wrap=True)
     if missing:
         console.print(f"[bold yellow]{render.missing_text(missing)}[/bold yellow]; the same "
                       "command makes them" + ("" if options.run else " without --no-run"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mlecs_jax.report.axes import counted
 from mlecs_jax.report.blocks import proper, words
 from mlecs_jax.repro import paper
 from mlecs_jax.repro.job import Label
@@ -72,8 +73,7 @@ def data_words(results: Results, where: Labels) -> str:
 
 def seeds_words(results: Results, where: Labels) -> str:
     """``5 seeds``; :func:`mlecs_jax.repro.tables.mean_text` says where there are fewer."""
-    count = num_seeds(results, where)
-    return f"{count} seed" + ("s" if count != 1 else "") + (
+    return counted(num_seeds(results, where), "seed") + (
         "" if _all_seeds(results, where) else ", or as many as n says")
 
 
@@ -179,7 +179,7 @@ def compare(
         return None, []
     rows, said = [], []
     mine = {"method": ours, "variant": ""}
-    shared = [cell for cell in cells if not {ours, *others} - set(results.distinct("method", cell))]
+    shared = _with_all(results, cells, {ours, *others})
     part = f", {len(shared)} of {len(cells)} settings" if 0 < len(shared) < len(cells) else ""
     for other in others:
         theirs = {"method": other, "variant": ""}
@@ -206,6 +206,11 @@ def compare(
                    "" if shared else ", of the settings that both methods have")
         + ". Marked where the interval excludes 0; no correction for the number of "
         "comparisons.", "differences"), said
+
+
+def _with_all(results: Results, cells: Sequence[Labels], methods: set[str]) -> list[Labels]:
+    """The cells in which all these methods have run."""
+    return [cell for cell in cells if methods <= set(results.distinct("method", cell))]
 
 
 def _sentence(
@@ -235,7 +240,7 @@ def _first_places(
     first = total = 0
     rivals = [m for m in results.distinct("method", where)
               if m in PUBLISHED or m == ours]
-    cells = [cell for cell in cells if not set(rivals) - set(results.distinct("method", cell))]
+    cells = _with_all(results, cells, set(rivals))
     for cell in cells:
         for name in ("client.avg_", "client.best_", "client.worst_", "server."):
             means = {m: s.mean for m in rivals if (s := spread(
@@ -250,6 +255,6 @@ def _first_places(
         among = "the published methods" + ("" if ours in PUBLISHED else " and itself")
     else:
         among = f"itself and {', '.join(others)}"
-    settings = f"{len(cells)} setting{'s' if len(cells) != 1 else ''}"
     return [f"{data_words(results, where)}: {proper(ours)} has the highest mean of {among} in "
-            f"{first} of {total} cells ({settings} × avg, best, worst, server; ties count)."]
+            f"{first} of {total} cells ({counted(len(cells), 'setting')} × avg, best, worst, "
+            "server; ties count)."]

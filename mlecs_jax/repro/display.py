@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from mlecs_jax.report.axes import duration
+from mlecs_jax.report.axes import counted, duration
 from mlecs_jax.repro.engine import Outcome
 from mlecs_jax.repro.job import Job
 
@@ -39,7 +39,7 @@ class SweepDisplay:
         self._begun = time.monotonic()
         self._total, self._cached = total, cached
         self._task = self._bar.add_task("", total=total, completed=cached)
-        self._console.print(f"{total} run{'s' if total != 1 else ''}, {cached} done before")
+        self._console.print(f"{counted(total, 'run')}, {cached} done before")
 
     def begin(self, slot: int, job: Job) -> None:
         self._lines[slot], self._shares[slot] = job.name, 0.0

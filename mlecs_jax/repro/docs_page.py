@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.report.axes import duration
+from mlecs_jax.report.axes import counted, duration
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro import render
 from mlecs_jax.repro.options import Options
@@ -78,7 +78,7 @@ def _part(options: Options, title: str, findings: Findings, results: Results, se
         lines += ["**Simulated data**: these figures show that the program runs, and are no "
                   "evidence about any real task.", ""]
     lines += [f"`{options.command}`", "",
-              f"{count} run{'s' if count != 1 else ''}, {duration(seconds)} of worker "
+              f"{counted(count, 'run')}, {duration(seconds)} of worker "
               f"time in all; one row per run and setting: "
               f"[{table.as_posix()}]({table.as_posix()}). {versions_text(results)}",
               "", render.markdown(findings)]

@@ -15,6 +15,7 @@ from mlecs_jax import cli
 from mlecs_jax.errors import UserError
 from mlecs_jax.repro.accelerators import default_processes
 from mlecs_jax.repro.job import Job, Label, Values
+from mlecs_jax.run import MEGA
 
 Item = TypeVar("Item", str, int, float)
 USAGE = """python -m mlecs_jax.repro SYSTEM ARTEFACT [options] [--config.KEY=VALUE …]
@@ -107,7 +108,7 @@ class Options:
           UserError: an unknown dataset, key or value, or a dataset of the other system.
         """
         values = _base(dataset, self.preset, self.data, self.overrides)
-        own = "mega" if values["method"]["name"] == "mega_ce2" else "mlecs"
+        own = "mega" if values["method"]["name"] == MEGA else "mlecs"
         if own != self.system:
             raise UserError(f"--dataset={dataset} is for {own}; use it with python -m "
                             f"mlecs_jax.repro {own}")
@@ -179,6 +180,12 @@ def only(options: Options, *allowed: str) -> Options:
             raise UserError(f"{flag} means nothing to {options.system} {options.artefact}; leave "
                             "it out")
     return options
+
+
+def each(name: str, asked: Sequence[Any] | None) -> list[dict[str, Any]]:
+    """The changes of a grid along an axis: one for every value that is asked for, or nothing to
+    change once."""
+    return [{name: value} for value in asked or ()] or [{}]
 
 
 def one_rho(options: Options, usual: float) -> float:

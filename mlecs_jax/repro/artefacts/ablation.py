@@ -12,7 +12,7 @@ from mlecs_jax.repro.artefacts.regime import KEYS, public_words
 from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import cells_of, data_words, num_seeds, seeds_words
 from mlecs_jax.repro.job import Job, Label
-from mlecs_jax.repro.options import PUBLICS, Options, only
+from mlecs_jax.repro.options import PUBLICS, Options, each, only
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.statistics import mean_by_seed, paired, paired_over, spread
 from mlecs_jax.repro.tables import (
@@ -62,7 +62,7 @@ def jobs(options: Options) -> list[Job]:
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
             for public in [PUBLICS[name] for name in options.publics or ()] or [{}]
-            for labels in [{"partition.labelled": n} for n in options.labelled or ()] or [{}]
+            for labels in each("partition.labelled", options.labelled)
             for rho in options.rhos or RHOS
             for method in options.methods or ("ml_ecs",)
             for variant, changes in VARIANTS[method].items()]

@@ -37,16 +37,16 @@ CLIPS = 9680  # of VAST in the paper: what the full-size count of captions suppo
 def jobs(options: Options) -> list[Job]:
     """Full-size counts of every method; ML-ECS with every uplink and all methods, trained."""
     only(options, "datasets", "methods", "splits", "rhos")
-    rho = one_rho(options, RHO)
+    rho, methods = one_rho(options, RHO), chosen(options.methods)
     counts = [_full_size(options, dataset, method, uplink)
-              for dataset in options.datasets for method in chosen(options.methods)
+              for dataset in options.datasets for method in methods
               for uplink in (UPLINKS if method == "ml_ecs" else UPLINKS[:1])]
     trained = [options.job(dataset, method, seed, {
                    "data.split": split, "partition.rho": rho, "channel.uplink": uplink})
                for seed in range(options.seeds)
                for dataset in options.datasets
                for split in options.splits or splits_of(dataset)
-               for method in chosen(options.methods)
+               for method in methods
                for uplink in (UPLINKS if method == "ml_ecs" else UPLINKS[:1])]
     return counts + trained
 

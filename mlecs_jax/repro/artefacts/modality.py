@@ -24,6 +24,7 @@ METHODS = ("ml_ecs", "ml_ecs_plus", "localpub", "private_only")
 def jobs(options: Options) -> list[Job]:
     """Every schedule at every ρ."""
     only(options, "datasets", "methods", "splits", "rhos")
+    methods = chosen(options.methods, METHODS)
     return [options.job(dataset, method, seed, {
                 "data.split": split, "partition.rho": rho, "partition.mask_schedule": schedule})
             for seed in range(options.seeds)
@@ -31,7 +32,7 @@ def jobs(options: Options) -> list[Job]:
             for split in options.splits or splits_of(dataset)
             for rho in options.rhos or RHOS
             for schedule in SCHEDULES
-            for method in chosen(options.methods, METHODS)]
+            for method in methods]
 
 
 def findings(options: Options, results: Results) -> Findings:

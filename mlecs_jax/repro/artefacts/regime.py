@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from mlecs_jax.report.axes import counted
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import cells_of, compare_all, data_words
 from mlecs_jax.repro.job import Job, Label
 from mlecs_jax.repro.methods import OURS, chosen, read_of
-from mlecs_jax.repro.options import PUBLICS, Options, only, with_changes
+from mlecs_jax.repro.options import PUBLICS, Options, each, only, with_changes
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.statistics import paired
 from mlecs_jax.repro.tables import (
@@ -38,17 +39,18 @@ AXES = (*KEYS, "num_clients", "labelled", "rho")
 def jobs(options: Options) -> list[Job]:
     """Every method in every regime; the scarcest labels first."""
     only(options, "datasets", "methods", "splits", "rhos", "devices", "labelled", "publics")
+    methods = chosen(options.methods)
     return [_job(options, dataset, method, seed, public, {
                 "data.split": split, "partition.rho": rho, "partition.labelled": labelled,
                 **devices})
             for seed in range(options.seeds)
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
-            for devices in [{"partition.num_clients": n} for n in options.devices or ()] or [{}]
+            for devices in each("partition.num_clients", options.devices)
             for public in options.publics or PUBLICS
             for labelled in options.labelled or LABELLED[options.preset]
             for rho in options.rhos or RHOS
-            for method in chosen(options.methods)]
+            for method in methods]
 
 
 def _job(options: Options, dataset: str, method: str, seed: int, public: str,
@@ -139,7 +141,7 @@ def _sentence(
     if not total:
         return []
     head = (f"{data_words(results, where)}: {proper(ours)} against {proper(control)}, {metric} of "
-            f"the devices, {total} regime{'s' if total != 1 else ''}")
+            f"the devices, {counted(total, 'regime')}")
     if not above and not below:
         return [f"{head}: no interval excludes 0."]
     better = f"better in {len(above)}" + (f" ({'; '.join(above)})" if above else "")

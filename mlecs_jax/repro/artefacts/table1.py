@@ -18,13 +18,14 @@ TITLE = "Table 1: every method, three devices"
 def jobs(options: Options) -> list[Job]:
     """Seed by seed, so that a sweep that is cut short compares all methods on fewer seeds."""
     only(options, "datasets", "methods", "splits", "rhos")
+    methods = chosen(options.methods)
     return [options.job(dataset, method, seed, {"data.split": split, "partition.rho": rho},
                         extras=extras_of(dataset, method))
             for seed in range(options.seeds)
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
             for rho in options.rhos or RHOS
-            for method in chosen(options.methods)]
+            for method in methods]
 
 
 def splits_of(dataset: str) -> tuple[str, ...]:

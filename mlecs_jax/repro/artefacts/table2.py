@@ -27,14 +27,16 @@ def jobs(options: Options) -> list[Job]:
     only(options, "datasets", "methods", "splits", "rhos", "devices")
     rho = one_rho(options, RHO)
     counts = options.devices or DEVICES[options.preset]
+    methods = {large: chosen(options.methods, FEW_METHODS if large else ALL)
+               for large in (False, True)}
     return [options.job(dataset, method, seed, {
                 "data.split": split, "partition.rho": rho, "partition.num_clients": count})
-            for large in (False, True)
+            for large in methods
             for seed in range(options.seeds)
             for dataset in options.datasets
             for split in options.splits or (SHARED_TEST if large else splits_of(dataset))
             for count in counts if (count >= MANY) == large
-            for method in chosen(options.methods, FEW_METHODS if large else ALL)]
+            for method in methods[large]]
 
 
 def findings(options: Options, results: Results) -> Findings:
