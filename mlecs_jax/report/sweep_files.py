@@ -32,6 +32,7 @@ class SweepRun:
       folder: where it stands.
       named: ``real`` or ``simulated`` data, ``none`` where nothing was trained; None where
         neither the sweep nor the run's own files say.
+      earlier: a row of an earlier sweep stands for it; it has no files here.
     """
 
     labels: Labels
@@ -39,6 +40,7 @@ class SweepRun:
     failure: str
     folder: Path
     named: str | None = None
+    earlier: bool = False
 
     @property
     def source(self) -> str | None:
@@ -150,7 +152,8 @@ def read_sweep(folder: Path) -> SweepFiles:
     try:
         content = json.loads(path.read_text("utf-8"))
         runs = tuple(SweepRun(run["labels"], str(run["run"]), str(run["failure"]),
-                              folder / str(run["run"]), text(run.get("data_source")))
+                              folder / str(run["run"]), text(run.get("data_source")),
+                              bool(run.get("earlier")))
                      for run in content["runs"])
     except FileNotFoundError:
         raise UserError(f"'{folder}' has no {SWEEP}; give the folder of a sweep") from None

@@ -68,11 +68,18 @@ def runs_section(sweep: SweepFiles) -> Markup:
     lead = (f"{len(sweep.finished)} runs. The last call took {duration(seconds)} with "
             f"{sweep.content.get('processes')} workers and spent {duration(spent)} of worker time "
             "on runs that were not done before.")
+    earlier = sum(run.earlier for run in sweep.finished)
+    if earlier:
+        lead += (f" {earlier} are rows of an earlier sweep: tables have them, charts and links do "
+                 "not.")
     return section("runs", "Runs", tag("ul", *failed, class_="failures") if failed else None,
                    scroller("Table of runs", table, tall=True), lead=lead)
 
 
 def _run_link(run: SweepRun) -> Markup:
+    if run.earlier:
+        return tag("span", f"{run.labels.get('seed', '')}: row", title=run.folder.name,
+                   class_="seed")
     found = _headline(run.files) if run.files else None
     name = f"{run.labels.get('seed', '')}: {found}" if found else "counted"
     page = "report.html" if run.files else "summary.json"

@@ -14,7 +14,7 @@ from rich.console import Console
 from mlecs_jax.errors import INTERRUPTED, UserError
 from mlecs_jax.report.axes import counted, duration
 from mlecs_jax.report.sweep_report import write_sweep_report
-from mlecs_jax.repro import engine, render, results
+from mlecs_jax.repro import earlier, engine, render, results
 from mlecs_jax.repro.display import SweepDisplay
 from mlecs_jax.repro.docs_page import write_docs
 from mlecs_jax.repro.engine import Outcome
@@ -38,10 +38,15 @@ def main(arguments: Sequence[str]) -> int:
     artefact = SYSTEMS[options.system][options.artefact]
     console = Console(highlight=False)
     jobs = artefact.jobs(options)
+    if options.rows and not artefact.of_figures:
+        raise UserError(f"--rows means nothing to {options.system} {options.artefact}, which reads "
+                        "its runs' own files; leave it out")
+    rows = earlier.read(options.rows)
     begun = time.monotonic()
     with SweepDisplay(console) as display:
         outcomes = engine.execute(jobs, options.workdir, processes=options.processes,
-                                  display=display, any_code=options.any_code, train=options.run)
+                                  display=display, any_code=options.any_code, train=options.run,
+                                  earlier=rows)
     found = results.read(outcomes)
     unmade = len(jobs) - len(outcomes)
     missing = unmade + sum(bool(outcome.failure) for outcome in outcomes)
@@ -58,8 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"{options.write_docs} is left as it was; --no-run writes what there is",
                       soft_wrap=True)
     elif options.write_docs:
-        write_docs(options.write_docs, options, artefact.title, findings, found,
-                   sum({o.folder: o.cost for o in outcomes}.values()), missing)
+        write_docs(options.write_docs, options, artefact.title, findings, found, missing)
     return INTERRUPTED if unmade and options.run else code
 
 
@@ -89,6 +93,7 @@ def _entry(outcome: Outcome, options: Options) -> dict[str, object]:
     folder = Path("..", outcome.folder.relative_to(options.workdir)).as_posix()
     return {"labels": outcome.job.labels, "run": folder, "failure": outcome.failure,
             "cached": outcome.cached, "seconds": round(outcome.seconds, 1),
+            "earlier": outcome.row is not None,
             "data_source": outcome.provenance.data["source"] if outcome.provenance else None}
 
 
@@ -99,7 +104,10 @@ def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, secon
     failed = [outcome for outcome in distinct if outcome.failure]
     cached = sum(outcome.cached for outcome in distinct)
     made = len(distinct) - cached - len(failed)
-    console.print(f"{counted(made, 'run')} made in {duration(seconds)}, {cached} done before, "
+    rows = sum(outcome.row is not None for outcome in distinct)
+    of_rows = f" ({rows} by --rows)" if rows else ""
+    console.print(f"{counted(made, 'run')} made in {duration(seconds)}, {cached} done before"
+                  f"{of_rows}, "
                   f"{len(failed)} failed; {counted(options.processes, 'worker')}; "
                   f"results: {options.folder}", soft_wrap=True)
     if missing:

@@ -17,6 +17,7 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.report.axes import counted, duration
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro import render
+from mlecs_jax.repro.earlier import SECONDS
 from mlecs_jax.repro.options import Options
 from mlecs_jax.repro.results import Results, Run
 from mlecs_jax.repro.tables import Findings
@@ -31,11 +32,10 @@ controls are: [baselines](baselines.md); how to make these again: [repro](repro.
 
 
 def write_docs(path: Path, options: Options, title: str, findings: Findings, results: Results,
-               seconds: float, missing: int = 0) -> None:
+               missing: int = 0) -> None:
     """Puts an artefact's findings into the page, in the place of its older ones of the same name.
 
     Args:
-      seconds: worker time of all its runs.
       missing: how many planned runs are not there.
 
     Raises:
@@ -50,8 +50,7 @@ def write_docs(path: Path, options: Options, title: str, findings: Findings, res
         table = path.parent / path.stem / f"{name}.csv"
         table.parent.mkdir(exist_ok=True)
         _write_runs(table, results)
-        text = _part(options, title, findings, results, seconds, table.relative_to(path.parent),
-                     missing)
+        text = _part(options, title, findings, results, table.relative_to(path.parent), missing)
         path.write_text(replaced(page, name, text), "utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give --write-docs another "
@@ -68,21 +67,30 @@ def replaced(page: str, name: str, text: str) -> str:
     return f"{page.rstrip()}\n\n{part}\n"
 
 
-def _part(options: Options, title: str, findings: Findings, results: Results, seconds: float,
-          table: Path, missing: int) -> str:
+def _part(options: Options, title: str, findings: Findings, results: Results, table: Path,
+          missing: int) -> str:
     lines = [f"## {title}" + (f": {options.name}" if options.name else ""), ""]
-    count = len({run.folder for run in results.runs})
     if missing:
         lines += [f"**{render.missing_text(missing)}.**", ""]
     if "simulated" in results.sources:
         lines += ["**Simulated data**: these figures show that the program runs, and are no "
                   "evidence about any real task.", ""]
     lines += [f"`{options.command}`", "",
-              f"{counted(count, 'run')}, {duration(seconds)} of worker "
-              f"time in all; one row per run and setting: "
+              f"{_runs_text(results)}; one row per run and setting: "
               f"[{table.as_posix()}]({table.as_posix()}). {versions_text(results)}",
               "", render.markdown(findings)]
     return "\n".join(lines)
+
+
+def _runs_text(results: Results) -> str:
+    """How many runs, how long they took, and how many were not made in this folder."""
+    runs = {run.folder: run for run in results.runs}.values()
+    timed = [run.seconds for run in runs if run.seconds is not None]
+    text = f"{counted(len(runs), 'run')}, {duration(sum(timed))} of worker time in all"
+    if len(timed) < len(runs):
+        text += f" but for {len(runs) - len(timed)} of which it is not known"
+    known = sum(run.earlier for run in runs)
+    return text + (f"; {known} of them rows of an earlier sweep" if known else "")
 
 
 def versions_text(results: Results) -> str:
@@ -102,7 +110,7 @@ def _write_runs(path: Path, results: Results) -> None:
     labels = list(dict.fromkeys(name for run in results.runs for name in run.labels))
     figures = list(dict.fromkeys(key for run in results.runs for key in run.values))
     columns = [*labels, *(f"{selection}.{metric}" for selection, metric in figures),
-               "data_source", "data_sha256", "code", "run"]
+               "data_source", "data_sha256", "code", SECONDS, "run"]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
@@ -112,4 +120,5 @@ def _write_runs(path: Path, results: Results) -> None:
 def _row(run: Run, labels: Sequence[str], figures: Sequence[tuple[str, str]]) -> list[object]:
     values = [f"{run.values[key]:.6g}" if key in run.values else "" for key in figures]
     return [*(run.labels.get(name, "") for name in labels), *values, run.data_source,
-            run.data[:16], run.code, run.folder.name]
+            run.data[:16], run.code, "" if run.seconds is None else f"{run.seconds:.1f}",
+            run.folder.name]

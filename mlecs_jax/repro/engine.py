@@ -16,9 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 from mlecs_jax import durable
 from mlecs_jax.errors import UserError
 from mlecs_jax.repro import accelerators, worker
+from mlecs_jax.repro.earlier import EarlierRun, EarlierRuns
 from mlecs_jax.repro.job import RECORD, Job, Provenance, configuration_key, find, is_done
 
 RUNS, LOGS = "runs", "workers"
+NONE = EarlierRuns()
 RUNS_PER_WORKER = 40  # then a fresh process: programs of shapes that do not come back take memory
 
 
@@ -27,12 +29,14 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-      folder: of the run, under the sweep's ``runs``.
+      folder: of the run, under the sweep's ``runs``; a row's is not there.
       provenance: the data and code of the run that stands there.
       failure: one line; empty where the run is whole.
       cached: it was there already.
       seconds: this call spent on it.
-      cost: worker seconds of the call that ended the run, whenever that was.
+      cost: worker seconds of the call that ended the run, whenever that was; None where a row
+        does not say.
+      row: what an earlier sweep's file tells of it, in the place of a run here.
     """
 
     job: Job
@@ -41,7 +45,8 @@ class Outcome:
     failure: str = ""
     cached: bool = False
     seconds: float = 0.0
-    cost: float = 0.0
+    cost: float | None = 0.0
+    row: EarlierRun | None = None
 
 
 @runtime_checkable
@@ -66,7 +71,7 @@ class _Worker:
 
 def execute(
     jobs: Sequence[Job], workdir: Path, *, processes: int, display: Display,
-    any_code: bool = False, train: bool = True,
+    any_code: bool = False, train: bool = True, earlier: EarlierRuns = NONE,
 ) -> list[Outcome]:
     """Makes sure that every job's run is there; returns how each ended, in the order of ``jobs``.
 
@@ -78,6 +83,7 @@ def execute(
       processes: workers, each with its share of the machine's cores, or with an accelerator.
       any_code: finished runs of other versions of the sources count as well.
       train: run what is not there; else only look.
+      earlier: runs that need not be made, unless they are there.
 
     Raises:
       UserError: data or options of the first job are bad, or the folder cannot be written.
@@ -93,6 +99,9 @@ def execute(
             if is_done(folder, job):
                 found, cost = _recorded(folder)
                 ended[key] = Outcome(job, folder, found, cached=True, cost=cost)
+            elif row := earlier.find(job, origin, any_code=any_code):
+                ended[key] = Outcome(job, workdir / RUNS / row.name, Provenance(
+                    origin.data, row.code), cached=True, cost=row.seconds, row=row)
             else:
                 waiting.append((key, job, folder, origin))
         display.plan(len(ended) + len(waiting), len(ended))

@@ -25,6 +25,7 @@ REVISED = {"co_plms": 1}
 1 of Co-PLMs: the first distillation is within the first round's server steps and not beside them.
 """
 RECORD = "job.json"  # in a run's folder, written when the run has ended well
+FINAL, BEST_VAL = "final", "best_val"  # which round a figure is of: the last, or the chosen
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Options:
       methods, splits, rhos, devices, labelled, publics: the grid; None takes the artefact's own.
       name: sets a part of an artefact apart, in its folder and on the page; may be empty.
       workdir: runs and results; several artefacts may share it, and then share runs.
+      rows: CSV files of earlier sweeps, whose runs count as done.
       processes: worker processes.
       any_code: finished runs made by other versions of the sources count as done.
       run: make the runs that are not there; else only show those that are.
@@ -73,6 +74,7 @@ class Options:
     publics: tuple[str, ...] | None
     name: str
     workdir: Path
+    rows: tuple[Path, ...]
     processes: int
     any_code: bool
     run: bool
@@ -253,7 +255,8 @@ def parse(arguments: Sequence[str], known: dict[str, Sequence[str]]) -> Options:
         methods=_list("--methods", found.methods), splits=_list("--splits", found.splits),
         rhos=_list("--rho", found.rho, float), devices=_list("--devices", found.devices, int),
         labelled=_list("--labelled", found.labelled, int), publics=_publics(found.public),
-        name=_tag(found.name), workdir=Path(found.workdir), processes=processes,
+        name=_tag(found.name), workdir=Path(found.workdir),
+        rows=tuple(map(Path, _list("--rows", found.rows) or ())), processes=processes,
         any_code=found.code == "any", run=not found.no_run,
         overrides=tuple(overrides),
         write_docs=Path(found.write_docs) if found.write_docs else None)
@@ -290,6 +293,8 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
         "say how many are not")
     add("--workdir", default="repro", help="runs and results (default: repro); made again from "
         "what is there, so the same command resumes")
+    add("--rows", metavar="FILES", help="of mlecs: CSV files that --write-docs left beside its "
+        "page; their runs are not made again, with commas")
     add("--processes", type=int,
         help="worker processes (default: one an accelerator, or one a core)")
     add("--code", choices=("same", "any"), default="same",

@@ -15,9 +15,8 @@ import pyarrow
 from pyarrow import parquet
 
 from mlecs_jax.repro.engine import Outcome
-from mlecs_jax.repro.job import Label, extra_file
+from mlecs_jax.repro.job import BEST_VAL, FINAL, Label, extra_file
 
-FINAL, BEST_VAL = "final", "best_val"
 _SKIPPED = {"per_client", "confusion", "round"}
 Row = dict[str, Any]
 
@@ -32,6 +31,8 @@ class Run:
       folder: where it stands.
       data_source, data: ``real`` or ``simulated``, and the data's hash.
       code: version of the sources.
+      seconds: worker time; None where nobody knows.
+      earlier: it is a row of an earlier sweep's file (:mod:`earlier`), and has no folder here.
     """
 
     labels: Mapping[str, Label]
@@ -40,6 +41,8 @@ class Run:
     data_source: str
     data: str
     code: str
+    seconds: float | None = None
+    earlier: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +88,24 @@ def read(outcomes: Iterable[Outcome]) -> Results:
     for outcome in outcomes:
         if outcome.failure or outcome.provenance is None:
             continue
-        summary = json.loads((outcome.folder / "summary.json").read_text("utf-8"))
-        for extra in outcome.job.extras:
-            summary.setdefault("extra", {})[extra] = json.loads(
-                (outcome.folder / extra_file(extra)).read_text("utf-8"))
-        summary.setdefault("validation", _validation(outcome.folder / "metrics.jsonl"))
-        if not _chooses(outcome.job.values):
-            summary["best_val"] = None
-        runs.append(Run(outcome.job.labels, dict(_numbers(summary)), outcome.folder,
+        values = outcome.row.values if outcome.row else dict(_numbers(_summary(outcome)))
+        runs.append(Run(outcome.job.labels, values, outcome.folder,
                         str(outcome.provenance.data["source"]),
-                        str(outcome.provenance.data["sha256"]), outcome.provenance.code))
+                        str(outcome.provenance.data["sha256"]), outcome.provenance.code,
+                        outcome.cost, outcome.row is not None))
     return Results(tuple(runs))
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    """What a run's folder says of it."""
+    summary = json.loads((outcome.folder / "summary.json").read_text("utf-8"))
+    for extra in outcome.job.extras:
+        summary.setdefault("extra", {})[extra] = json.loads(
+            (outcome.folder / extra_file(extra)).read_text("utf-8"))
+    summary.setdefault("validation", _validation(outcome.folder / "metrics.jsonl"))
+    if not _chooses(outcome.job.values):
+        summary["best_val"] = None
+    return summary
 
 
 def tidy(results: Results, workdir: Path) -> list[Row]:

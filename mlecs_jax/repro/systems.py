@@ -26,16 +26,19 @@ class Artefact:
       title: for people.
       jobs: everything it needs run, in order of importance.
       findings: what the finished ones show; must cope with runs that are missing.
+      of_figures: that is shown by their figures alone, so that rows of a CSV file will do for
+        runs (:mod:`mlecs_jax.repro.earlier`).
     """
 
     title: str
     jobs: Callable[[Options], list[Job]]
     findings: Callable[[Options, Results], Findings]
+    of_figures: bool = False
 
 
 SYSTEMS: Mapping[str, Mapping[str, Artefact]] = {
     "mlecs": {
-        name: Artefact(module.TITLE, module.jobs, module.findings)
+        name: Artefact(module.TITLE, module.jobs, module.findings, of_figures=True)
         for name, module in {"table1": table1, "table2": table2, "comm": comm,
                              "ablation": ablation, "modality": modality,
                              "regime": regime}.items()

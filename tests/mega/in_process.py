@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlecs_jax.repro.engine import RUNS, Display, Outcome, _record
+from mlecs_jax.repro.earlier import EarlierRuns
+from mlecs_jax.repro.engine import NONE, RUNS, Display, Outcome, _record
 from mlecs_jax.repro.job import Job, find, is_done
 
 
 def execute(
     jobs: Sequence[Job], workdir: Path, *, processes: int, display: Display,
-    any_code: bool = False, train: bool = True,
+    any_code: bool = False, train: bool = True, earlier: EarlierRuns = NONE,
 ) -> list[Outcome]:
     """As :func:`mlecs_jax.repro.engine.execute`, one job after the other."""
-    assert processes and train
+    assert processes and train and not earlier.by_key
     display.plan(len(jobs), 0)
     return [_outcome(job, workdir, any_code) for job in jobs]
 

@@ -6,32 +6,9 @@ from pathlib import Path
 import pytest
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.repro import command
 from mlecs_jax.repro.display import SweepDisplay
 from mlecs_jax.repro.docs_page import versions_text
-from mlecs_jax.repro.job import Job
 from mlecs_jax.repro.results import Results, Run
-from mlecs_jax.repro.systems import Artefact
-from mlecs_jax.repro.tables import Findings
-
-
-@pytest.fixture
-def sweep(tmp_path, monkeypatch):
-    """A command whose runs end as they are told; returns ``call(*arguments, ends)``."""
-    def call(*arguments, ends=("well", "well")):
-        def jobs(options):
-            return [Job({"method": name, "dataset": "ur_fall", "split": "frame", "seed": 0},
-                        {"method": {"name": name}, "ends": end, "score": 0.5},
-                        runner="tests.repro.fake_runner")
-                    for name, end in zip(("ml_ecs", "localpub"), ends, strict=True)]
-
-        found = Artefact("Two runs", jobs, lambda options, results: Findings((), tuple(
-            f"{run.labels['method']} is there." for run in results.runs)))
-        monkeypatch.setattr(command, "SYSTEMS", {"mlecs": {"table1": found}})
-        return command.main(["mlecs", "table1", f"--workdir={tmp_path}", "--processes=1",
-                             f"--write-docs={tmp_path / 'results.md'}", *arguments])
-
-    return call
 
 
 def test_ctrl_c_writes_what_there_is_and_says_what_is_not(sweep, tmp_path, monkeypatch, capsys):
@@ -51,7 +28,7 @@ def test_ctrl_c_writes_what_there_is_and_says_what_is_not(sweep, tmp_path, monke
         assert not sweep_file.exists()
         assert sweep(ends=("well", "waits")) == 130  # the first is there now, the second ends
     written = json.loads(sweep_file.read_text())
-    assert written["missing"] == 1 and written["sentences"] == ["ml_ecs is there."]
+    assert written["missing"] == 1 and written["sentences"] == ["ml_ecs is there: 0.5."]
     assert "1 of the planned runs is not there yet" in (sweep_file.parent / "tables.md").read_text()
     assert "1 not there yet" in (sweep_file.parent / "report.html").read_text()
     assert not (tmp_path / "results.md").exists() and "INCOMPLETE" in capsys.readouterr().out
