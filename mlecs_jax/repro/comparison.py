@@ -8,7 +8,7 @@ from mlecs_jax.report.axes import counted
 from mlecs_jax.report.blocks import proper, words
 from mlecs_jax.repro import paper
 from mlecs_jax.repro.job import Label
-from mlecs_jax.repro.methods import NOTES, OURS, PUBLISHED
+from mlecs_jax.repro.methods import NOTES, PUBLISHED, compared
 from mlecs_jax.repro.results import BEST_VAL, FINAL, Results
 from mlecs_jax.repro.statistics import Difference, paired, spread
 from mlecs_jax.repro.tables import (
@@ -41,8 +41,8 @@ def cell_words(cell: Labels, where: Labels) -> str:
 
 
 def compare_all(results: Results, *axes: str, name: Namer = cell_words) -> Findings:
-    """For every dataset and split: scores in every cell that the axes span, and what ML-ECS and
-    ML-ECS+ gain over every other method."""
+    """For every dataset and split: scores in every cell that the axes span, and what ML-ECS,
+    ML-ECS+ and a user's own method gain over every other."""
     tables: list[Table] = []
     sentences: list[str] = []
     for dataset in results.distinct("dataset", {}):
@@ -50,7 +50,7 @@ def compare_all(results: Results, *axes: str, name: Namer = cell_words) -> Findi
             where: dict[str, Label] = {"dataset": dataset, "split": split}
             cells = cells_of(results, where, axes)
             tables.append(score_table(results, where, cells, name=name))
-            for ours in OURS:
+            for ours in compared(results.distinct("method", where)):
                 table, said = compare(results, where, cells, ours, name)
                 if table:
                     tables.append(table)
@@ -175,7 +175,7 @@ def compare(
     metric = primary(results, where)
     key = f"client.avg_{metric}"
     others = [m for m in results.distinct("method", where) if m != ours]
-    if ours not in results.distinct("method", where) or not others:
+    if not others:
         return None, []
     rows, said = [], []
     mine = {"method": ours, "variant": ""}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlecs_jax.errors import UserError
@@ -48,6 +48,11 @@ def chosen(
 
         methods.find(name)
     return names or usual
+
+
+def compared(methods: Sequence[str]) -> list[str]:
+    """Those that tables compare with every other one: ML-ECS, ML-ECS+ and a user's own."""
+    return [*(m for m in OURS if m in methods), *(m for m in methods if m not in ALL)]
 
 
 def read_of(method: str, options: Mapping[str, Any], captions: bool) -> dict[str, Any]:

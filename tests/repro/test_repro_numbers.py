@@ -86,6 +86,17 @@ def test_comparison_says_what_the_numbers_say():
     assert "SIMULATED" not in text
 
 
+def test_a_users_own_method_is_compared_with_every_other():
+    found = made_up({"localpub": {0: 0.8, 1: 0.81}, "mine.py": {0: 0.9, 1: 0.91}})
+    shown = compare_all(found, "rho")
+    assert [table.title for table in shown.tables if table.kind == "differences"] == [
+        "mine.py minus each other method, macro-F1 of the devices, UR-Fall, frame split"]
+    assert any(s.startswith("UR-Fall, frame split: mine.py minus Local + public, macro-F1 of the "
+                            "devices: +.100") for s in shown.sentences)
+    assert any("mine.py against Local + public, macro-F1 of the devices, 1 regime: better in 1"
+               in s for s in regime.where_it_pays(found))
+
+
 def test_every_dataset_is_scored_by_its_own_metric():
     """One sweep over classes and captions: no table of dashes."""
     classes = made_up({"ml_ecs": {0: 0.8}, "localpub": {0: 0.7}})

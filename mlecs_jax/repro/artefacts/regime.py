@@ -10,7 +10,7 @@ from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.artefacts.table1 import splits_of
 from mlecs_jax.repro.comparison import cells_of, compare_all, data_words
 from mlecs_jax.repro.job import Job, Label
-from mlecs_jax.repro.methods import OURS, chosen, read_of
+from mlecs_jax.repro.methods import chosen, compared, read_of
 from mlecs_jax.repro.options import PUBLICS, Options, each, only, with_changes
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.statistics import paired
@@ -120,7 +120,7 @@ def where_it_pays(results: Results) -> list[str]:
         key = f"client.avg_{metric}"
         for split in results.distinct("split", {"dataset": dataset}):
             where: dict[str, Label] = {"dataset": dataset, "split": split}
-            for ours in OURS:
+            for ours in compared(results.distinct("method", where)):
                 for control in (CONTROL, "localpub_mixed", "private_only"):
                     said += _sentence(results, where, ours, control, key, METRICS[metric])
     return said
