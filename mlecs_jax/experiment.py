@@ -111,7 +111,8 @@ def run(
         def conclude() -> dict[str, Any]:
             assert log is not None
             summary = scoring.summary(
-                setting, predictions, log.records, communication, state.devices,
+                setting, predictions, log.records, communication,
+                scoring.parameters_held(setting, method, state),
                 COMPILE_CLOCK.seconds - compiled_before, ceilings)
             if method.note:
                 summary["note"] = method.note

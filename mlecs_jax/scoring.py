@@ -14,6 +14,7 @@ import numpy as np
 
 from mlecs_jax import captions, lora, privacy
 from mlecs_jax.data.samples import Samples
+from mlecs_jax.methods.method import Method, State
 from mlecs_jax.metrics import rouge
 from mlecs_jax.metrics.classification import scores, spread
 from mlecs_jax.setting import Setting
@@ -99,7 +100,7 @@ class NodeFacts:
 
 def summary(
     setting: Setting, predictions: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
-    communication: Mapping[str, int], devices: Sequence[Any], compile_seconds: float,
+    communication: Mapping[str, int], parameters: Sequence[int], compile_seconds: float,
     ceilings: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """The contents of ``summary.json`` (a stable contract).
@@ -108,11 +109,10 @@ def summary(
       predictions: of the last round.
       records: all metrics lines.
       communication: bytes per device and round, ``uplink`` and ``downlink``.
-      devices: stacked trainable groups per cohort.
+      parameters: on every device, see :func:`parameters_held`.
     """
     federation = setting.federation
     owned = federation.owned_at(setting.config.train.rounds - 1)
-    parameters = parameters_of_devices(setting, devices)
     facts = [NodeFacts(
         tuple(m for m, has in zip(federation.modalities, owned[j], strict=True) if has),
         len(share.train), len(share.test), parameters[j])
@@ -232,10 +232,11 @@ def parameters_of_devices(setting: Setting, devices: Sequence[Any]) -> list[int]
     return [found[client] for client in sorted(found)]
 
 
-def device_parameters(setting: Setting, devices: Sequence[Any]) -> float:
-    """Mean number of parameters on a device, see :func:`parameters_of_devices`."""
-    found = parameters_of_devices(setting, devices)
-    return sum(found) / len(found)
+def parameters_held(setting: Setting, method: Method, state: State) -> list[int]:
+    """:func:`parameters_of_devices` and what the method puts there beyond it."""
+    found = parameters_of_devices(setting, state.devices)
+    beyond = method.beyond(state) if method.beyond else [0] * len(found)
+    return [own + more for own, more in zip(found, beyond, strict=True)]
 
 
 def versions() -> dict[str, str]:

@@ -57,8 +57,10 @@ def device_stage(setting: Outline, model: MultimodalModel, shared, params: Param
     private_order = shuffle(private_key, exists(private))
 
     def batch_at(step):
+        public_turn, turn = turn_of(step, shared["on_public"])
+
         def rows_of(rows: Rows, order):
-            index = batch_rows(order, step, options.train.batch_size)
+            index = batch_rows(order, turn, options.train.batch_size)
             return gather(rows, owned, shared["moments"], index), index
 
         def on_public():
@@ -71,9 +73,7 @@ def device_stage(setting: Outline, model: MultimodalModel, shared, params: Param
                 lambda x: jnp.zeros_like(x[:1], shape=(options.train.batch_size, *x.shape[1:])),
                 messages)
 
-        share = jnp.asarray(shared["on_public"], jnp.float32)
-        turn = jnp.floor((step + 1) * share) > jnp.floor(step * share)
-        return jax.lax.cond(turn, on_public, on_private)
+        return jax.lax.cond(public_turn, on_public, on_private)
 
     def loss(params, batch_and_messages, key):
         batch, received = batch_and_messages
@@ -100,6 +100,18 @@ def device_stage(setting: Outline, model: MultimodalModel, shared, params: Param
 
     return fit(loss, params, batch_at, shared["steps"], shared["rates"], steps_key,
                transform=optimiser(options.train.clip))
+
+
+def turn_of(step, share):
+    """Whether a step takes public rows, and how many steps before it took rows of the same source.
+
+    Args:
+      share: of all steps, evenly spread, that take public rows; True or False for all or none.
+    """
+    share = jnp.asarray(share, jnp.float32)
+    before = jnp.floor(step * share).astype(jnp.int32)
+    public = jnp.floor((step + 1) * share) > before
+    return public, jnp.where(public, before, step - before)
 
 
 def lone_stage(setting: Outline, model: MultimodalModel, shared, params: Params, key: jax.Array):

@@ -278,3 +278,11 @@ def test_bad_options_are_named():
                            if k != "captions"})
     with pytest.raises(UserError, match="needs a group captions"):
         assemble.from_samples(plain, samples)
+
+
+@pytest.mark.parametrize("changes,message", [
+    ({"partition.public_labels": False}, "set partition.public_labels=True"),
+    ({"plus.weighting": "confidence", "plus.tokens": 1}, "set plus.tokens to 2 or more")])
+def test_beliefs_about_captions_need_captions_and_a_choice(changes, message):
+    with pytest.raises(UserError, match=message):
+        methods.build(assemble.setting(options(**{"method.name": "ml_ecs_plus"} | changes)))

@@ -1,5 +1,7 @@
 """Messages: what is counted is what would be sent, and what compression loses comes later."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from mlecs_jax.assemble import from_samples
 from mlecs_jax.codecs import Uplink, codec
 from mlecs_jax.config import ChannelConfig
 from mlecs_jax.errors import UserError
+from tests.methods.rounds import build
 from tests.small import config, samples
 
 
@@ -101,3 +104,13 @@ def test_refuses_what_cannot_be_sent():
         one_round(**{"channel.uplink": "bf16", "method.broadcast": False})
     with pytest.raises(UserError, match="channel.uplink=int8 is not for localpub"):
         one_round(**{"channel.uplink": "int8", "method.name": "localpub"})
+
+
+@pytest.mark.parametrize("option,value,named", [
+    ("channel.uplink", "int8", "channel.uplink=int8"), ("privacy.clip", 1.0, "privacy"),
+    ("aggregation.rule", "median", "aggregation")])
+def test_what_a_users_method_does_not_go_by_is_refused(option, value, named):
+    """Else its summary would state a privacy that nobody provides."""
+    example = Path(__file__).parents[1] / "examples" / "fedprox_lora.py"
+    with pytest.raises(UserError, match=rf"^{named} is not for .*fedprox_lora.py, whose uploads"):
+        build(**{"method.name": str(example), option: value})

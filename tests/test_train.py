@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mlecs_jax.stages import turn_of
 from mlecs_jax.train import batch_rows, decayed, fit, optimiser, per_learner, shuffle
 
 
@@ -51,3 +52,16 @@ def test_batches_pass_over_every_chosen_row_and_no_other():
 def test_rate_decays_linearly_to_its_fraction():
     np.testing.assert_allclose([decayed(1.0, 0.1, r, 4) for r in range(4)], [1.0, 0.7, 0.4, 0.1])
     assert decayed(1.0, 0.1, 0, 1) == 1.0
+
+
+def test_sources_in_turn_each_take_their_rows_in_order():
+    """Of 64 rows four batches of 16 are a pass; half of the steps are another source's."""
+    order = shuffle(jax.random.key(0), jnp.ones(64, bool))
+    for share, public_steps in ((0.5, 4), (0.25, 2), (0.75, 6), (True, 8), (False, 0)):
+        turns = [turn_of(step, share) for step in range(8)]
+        for public in (True, False):
+            own = [int(turn) for is_public, turn in turns if bool(is_public) == public]
+            assert own == list(range(public_steps if public else 8 - public_steps))
+    seen = [batch_rows(order, turn, 16) for public, turn in map(
+        lambda step: turn_of(step, 0.5), range(8)) if public]
+    assert sorted(np.concatenate(seen)) == list(range(64))

@@ -24,7 +24,7 @@ from mlecs_jax.methods import (
     multi_fedavg,
     standalone,
 )
-from mlecs_jax.methods.method import Method
+from mlecs_jax.methods.method import UPLOADS, Method
 from mlecs_jax.setting import Setting
 
 METHODS: dict[str, Callable[[Setting], Method]] = {
@@ -42,32 +42,33 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
     "centralized": centralized.build,
 }
 
-
-COMPRESSING = ("ml_ecs",)
-"""Methods whose uploads pass through :class:`mlecs_jax.codecs.Uplink`, :mod:`mlecs_jax.privacy` and
-:mod:`mlecs_jax.robust`; a user's own may."""
+NEUTRAL = {"channel": "channel.uplink=none", "aggregation": "aggregation.rule=mean and clip=0",
+           "privacy": "privacy.clip=0"}
+"""What leaves uploads as they are."""
 
 
 def build(setting: Setting) -> Method:
     """The method named by the configuration.
 
     Raises:
-      UserError: an unknown name, a method of the user's that cannot be read, or one whose uploads
-        cannot be compressed, made private or aggregated as asked.
+      UserError: an unknown name, a method of the user's that cannot be read or is none, or one
+        whose uploads are not compressed, made private or aggregated as asked.
     """
     config = setting.config
     name = config.method.name
-    if name in METHODS and name not in COMPRESSING:
-        for what, neutral, off in (
-                (f"channel.uplink={config.channel.uplink}", "uplink=none",
-                 config.channel.uplink == "none"),
-                ("aggregation", "aggregation.rule=mean and clip=0",
-                 is_off("aggregation", _plain(config.aggregation))),
-                ("privacy", "privacy.clip=0", is_off("privacy", _plain(config.privacy)))):
-            if not off:
-                raise UserError(f"{what} is not for {name}; use it with "
-                                f"{', '.join(COMPRESSING)}, or {neutral}")
-    return find(name)(setting)
+    method = find(name)(setting)
+    if not isinstance(method, Method):
+        raise UserError(f"{name} returned {type(method).__name__} and no Method; see "
+                        "docs/add_a_method.md")
+    asked = {"channel": config.channel.uplink != "none",
+             "aggregation": not is_off("aggregation", _plain(config.aggregation)),
+             "privacy": not is_off("privacy", _plain(config.privacy))}
+    for group in UPLOADS:
+        if asked[group] and group not in method.honours:
+            what = f"channel.uplink={config.channel.uplink}" if group == "channel" else group
+            raise UserError(f"{what} is not for {name}, whose uploads do not go by it; use it with "
+                            f"ml_ecs, or {NEUTRAL[group]}")
+    return method
 
 
 def _plain(group: Any) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ from jaxtyping import Array, Int
 from mlecs_jax import aggregate, backbones, channel, losses, programs, rounds
 from mlecs_jax.answers import Predictor
 from mlecs_jax.federation import gather
-from mlecs_jax.lora import Params
+from mlecs_jax.lora import Params, count
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.modality_exchange import ModalityExchange
 from mlecs_jax.models import zoo
@@ -146,7 +146,13 @@ def build(setting: Setting) -> Method:
                 + channel.num_bytes({"lora": state.server["dpm"]["lora"]}))
         return {"uplink": sent + channel.num_bytes({"samples": samples[:1]}), "downlink": sent}
 
-    return Method(init=init, round=round, evaluate=evaluate, communication=communication, note=NOTE)
+    def beyond(state: State) -> list[int]:
+        """The DPM: its backbone, generator and LoRA."""
+        small = count(backbone) + count(state.server["dpm"])
+        return [small] * setting.federation.num_clients
+
+    return Method(init=init, round=round, evaluate=evaluate, communication=communication,
+                  beyond=beyond, note=NOTE)
 
 
 def proxy(setting: Setting) -> tuple[MultimodalModel, Params]:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from mlecs_jax import aggregate, channel, rounds
 from mlecs_jax.answers import Predictor
 from mlecs_jax.errors import UserError
-from mlecs_jax.lora import Lora, LoraConfig, Params
+from mlecs_jax.lora import Lora, LoraConfig, Params, count
 from mlecs_jax.methods.method import Diagnostics, Method, Predictions
 from mlecs_jax.models.multimodal import MultimodalModel
 from mlecs_jax.setting import Setting
@@ -97,7 +97,13 @@ def build(setting: Setting) -> Method:
         return {"uplink": sent + channel.num_bytes({"samples": samples[:1], "rank": ranks[:1]}),
                 "downlink": sent}
 
-    return Method(init=init, round=round, evaluate=evaluate, communication=communication)
+    def beyond(state: State) -> list[int]:
+        """Below 0: adapters are counted with the largest rank."""
+        largest = count(state.broadcast)
+        return [-largest * int(ranks.max() - own) // int(ranks.max()) for own in ranks]
+
+    return Method(init=init, round=round, evaluate=evaluate, communication=communication,
+                  beyond=beyond)
 
 
 def device_ranks(cycle: str, num_clients: int) -> Int[np.ndarray, " C"]:

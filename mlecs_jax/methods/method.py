@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,10 @@ Diagnostics = dict[str, Any]
 Predictions = dict[str, Any]
 """``{'after_amt': [C, n], 'after_broadcast': [C, n], 'server': [n]}`` class answers on held-out
 rows (-1: unparsable); a method leaves out what it does not have."""
+
+UPLOADS = ("channel", "aggregation", "privacy")
+"""Groups of options that say what becomes of uploads: :class:`mlecs_jax.codecs.Uplink`,
+:mod:`mlecs_jax.robust` and :mod:`mlecs_jax.privacy`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,10 @@ class Method:
       evaluate: ``(state, round_index) → predictions``.
       communication: ``state → {'uplink', 'downlink'}``, bytes per device and round; means over
         devices and rounds where they differ.
+      beyond: ``state → [C]``: how many parameters each device holds beyond its model as
+        ``state.devices`` has it, a second model for instance; below 0 where less. None: no more.
+      honours: which of :data:`UPLOADS` the method's uploads go by; what is set and not honoured is
+        refused (:func:`mlecs_jax.methods.build`).
       note: what every output of the method must say beside its name; empty for most.
     """
 
@@ -35,4 +43,6 @@ class Method:
     round: Callable[[State, int, jax.Array], tuple[State, Diagnostics]]
     evaluate: Callable[[State, int], Predictions]
     communication: Callable[[State], dict[str, int]]
+    beyond: Callable[[State], Sequence[int]] | None = None
+    honours: tuple[str, ...] = ()
     note: str = ""

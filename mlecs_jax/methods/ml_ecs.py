@@ -31,7 +31,7 @@ from mlecs_jax.codecs import Uplink
 from mlecs_jax.config import Config
 from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Lora, Params
-from mlecs_jax.methods.method import Diagnostics, Method, Predictions
+from mlecs_jax.methods.method import UPLOADS, Diagnostics, Method, Predictions
 from mlecs_jax.setting import Setting
 from mlecs_jax.stages import device_stage, fuse_public, se_ccl_stage
 
@@ -129,7 +129,8 @@ def build(setting: Setting) -> Method:
         return {"uplink": channel.num_bytes(cloud.upload(state.server)),
                 "downlink": channel.num_bytes(down)}
 
-    return Method(init=init, round=round, evaluate=evaluate, communication=communication)
+    return Method(init=init, round=round, evaluate=evaluate, communication=communication,
+                  honours=UPLOADS)
 
 
 def cloud_part(setting: Setting) -> CloudPart:

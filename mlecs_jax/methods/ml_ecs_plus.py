@@ -71,12 +71,16 @@ def build(setting: Setting) -> Method:
     """ML-ECS+ over a setting; its levers are ``config.plus``.
 
     Raises:
-      UserError: captions that the devices do not hold for the public samples.
+      UserError: captions that the devices do not hold for the public samples, or of which they are
+        asked one token, while how sure they are is to count.
     """
     options, levers, topology = setting.config, setting.config.plus, setting.topology
     if not setting.answer_ids and not options.partition.public_labels:
         raise UserError("ml_ecs_plus teaches captions along the public ones, which devices must "
                         "hold; set partition.public_labels=True")
+    if not setting.answer_ids and levers.weighting == "confidence" and levers.tokens < 2:
+        raise UserError("plus.weighting=confidence needs a choice to be sure of; set plus.tokens "
+                        "to 2 or more")
     train_llm = rounds.lone_llm(setting)
     train_devices = setting.on_devices(device_stage)
     ask_devices = setting.on_devices(_device_beliefs)

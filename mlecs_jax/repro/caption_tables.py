@@ -6,11 +6,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import statistics
 from collections.abc import Iterator
 
 import numpy as np
 
 from mlecs_jax.metrics import rouge
+from mlecs_jax.report.axes import counted
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.comparison import cells_of, data_words, score_table
 from mlecs_jax.repro.job import Label
@@ -101,8 +103,8 @@ def masking_table(results: Results, where: Labels) -> tuple[Table | None, list[s
          *(f"devices, {corpus}" for corpus in corpora)), tuple(rows),
         "The same trained nodes caption the same test clips twice, and only clips count that have "
         "the modality on that node; some are left with none. Mean change and 95 % confidence "
-        "interval (Student's t) over seeds × devices that have it, of the server over seeds. "
-        "Devices of one seed share their test clips, so that intervals are somewhat narrow.",
+        "interval (Student's t) over seeds: of each the mean over its devices that have the "
+        "modality and, in “all”, over ρ, since nodes of one seed share their test clips.",
         "differences"), said
 
 
@@ -111,7 +113,7 @@ def _sentence(results: Results, where: Labels, method: str, modality: str, who: 
     nodes = "devices" if who == "device" else "server"
     return (f"{data_words(results, where)}: {modality} taken from trained nodes of "
             f"{proper(method)} changes the ROUGE-LSum of the {nodes} by {difference_text(found)}, "
-            f"{found.n} nodes.")
+            + counted(found.n, "seed") + ".")
 
 
 def _prefix(modality: str) -> str:
@@ -127,11 +129,15 @@ def _modalities(results: Results, group: Labels) -> list[str]:
 def _change(
     results: Results, group: Labels, modality: str, who: str, what: str = "change"
 ) -> Difference | None:
-    """Mean change over all nodes of a kind in the runs of a group; None where no node has it."""
+    """Mean change over seeds, of each the mean over its nodes of a kind in the runs of a group;
+    None where no node has the modality."""
     pattern = re.compile(re.escape(_prefix(modality)) + rf"\.{who}\w*\.{re.escape(what)}")
-    changes = [value for run in results.of(group) for (_, name), value in run.values.items()
-               if pattern.fullmatch(name)]
-    return paired(dict(enumerate(changes)), dict.fromkeys(range(len(changes)), 0.0))
+    changes: dict[int, list[float]] = {}
+    for run in results.of(group):
+        found = [value for (_, name), value in run.values.items() if pattern.fullmatch(name)]
+        changes.setdefault(int(run.labels["seed"]), []).extend(found)
+    by_seed = {seed: statistics.fmean(own) for seed, own in changes.items() if own}
+    return paired(by_seed, dict.fromkeys(by_seed, 0.0))
 
 
 def samples_table(results: Results, where: Labels) -> Table | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from mlecs_jax.report.axes import counted
 from mlecs_jax.report.blocks import proper, words
 from mlecs_jax.repro import paper
-from mlecs_jax.repro.job import Label
+from mlecs_jax.repro.job import USUAL, Label
 from mlecs_jax.repro.methods import NOTES, PUBLISHED, compared
 from mlecs_jax.repro.results import BEST_VAL, FINAL, Results
 from mlecs_jax.repro.statistics import Difference, paired, spread
@@ -161,8 +161,11 @@ def _rows_of_cell(
 
 
 def _printed(results: Results, group: Labels) -> dict[str, float]:
-    """The paper's figures of the cell that a group of runs stands in."""
+    """The paper's figures of the cell that a group of runs stands in: with all labels, sensors
+    that stay, and uploads as they are."""
     run = results.of(group)[0].labels
+    if any(run.get(name, value) != value for name, value in USUAL):
+        return {}
     return paper.printed(str(run["dataset"]), str(run["method"]), str(run["split"]),
                          float(run["rho"]), int(run["num_clients"]))
 
@@ -200,7 +203,7 @@ def compare(
         f"{data_words(results, where)}",
         ("minus", *(name(cell, where) for cell in cells), "all", "server, all"),
         tuple(rows),
-        "Paired by seed (same partition, modality sets, batches), mean difference and 95 % "
+        "Paired by seed (same partition and modality sets), mean difference and 95 % "
         "confidence interval (Student's t over seeds). Columns 'all' average a seed's cells "
         "first" + (f", of the settings in which every method has run{part}" if part else
                    "" if shared else ", of the settings that both methods have")

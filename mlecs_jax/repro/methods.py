@@ -14,8 +14,9 @@ ALL = ("ml_ecs", "ml_ecs_plus", *PUBLISHED[1:], *CONTROLS)
 
 NOTES = {
     "ml_ecs_plus": "our own variant",
-    "co_plms": "an approximation: its equations are not published in full",
-    "localpub": "the same stages and public data, no communication",
+    "co_plms": "an approximation: we had no equations of it, see docs/baselines.md",
+    "fedmllm": "its server's default rate, at which little moves",
+    "localpub": "ML-ECS's stages, labelled public data, no communication",
     "localpub_mixed": "ML-ECS+'s schedule and the labelled public data, no communication",
     "private_only": "no public data",
     "centralized": "all data pooled: a ceiling",

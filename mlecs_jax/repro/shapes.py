@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ STAND_INS = {"slm": "gpt2-1x16x2", "llm": "gptj-1x24x2"}  # hold the setting tog
 def provenance(values: Values) -> Provenance:
     """Counts depend on shapes: the data are whatever has them."""
     return Provenance({"source": "shapes", "samples": 0, "sha256": ""},
-                      code_version(values["method"]["name"]))
+                      code_version(values["method"]["name"], __name__))
 
 
 def run(
@@ -55,7 +56,7 @@ def counted(config: Config, samples: Samples) -> dict[str, Any]:
     method = methods.build(setting)
     state = method.init(jax.random.key(0))
     sent = method.communication(state)
-    owned = scoring.device_parameters(setting, state.devices)
+    owned = statistics.fmean(scoring.parameters_held(setting, method, state))
     adapter = lora.count(lora.init(jax.random.key(0), setting.edge["slm"],
                                    setting.slm.lora_targets, setting.slm.lora_rank))
     return {"uplink_bytes_per_round": sent["uplink"], "downlink_bytes_per_round": sent["downlink"],

@@ -98,24 +98,25 @@ def test_every_score_has_average_best_worst_and_server(found):
     assert any("as printed" in row[1].text for row in leading.rows)  # the paper's, at ρ = .8
 
 
-def test_what_a_modality_is_worth_is_counted_over_seeds_and_devices(found):
-    """Per ρ: −.02, −.03, −.04 of device 0 and −.04 of device 1: mean −.0325; the server's mean is
-    −.02. Both ρ have the same figures."""
+def test_what_a_modality_is_worth_is_counted_over_seeds(found):
+    """Seed by seed −.03 (the mean of device 0's −.02 and device 1's −.04), −.03 and −.04; the
+    server's −.01, −.02 and −.03. Both ρ have the same figures, which are no further samples."""
     (table,) = [t for t in found.tables if t.title.startswith("What a modality is worth")]
     (row,) = table.rows
     assert row[0].text == "ML-ECS without vision"
     named = dict(zip(table.columns, row, strict=True))
-    assert named["devices, ρ=.5"].value == pytest.approx(-0.0325)
-    assert named["devices, all"].value == pytest.approx(-0.0325)
+    assert named["devices, ρ=.5"].value == pytest.approx(-0.1 / 3)
+    assert named["devices, all"].value == pytest.approx(-0.1 / 3)
     assert named["server, all"].value == pytest.approx(-0.02)
-    assert named["devices, msrvtt"].value == pytest.approx((3 * -0.04 - 0.06) / 4)
+    assert named["devices, msrvtt"].value == pytest.approx((-0.05 - 0.04 - 0.04) / 3)
     assert named["devices, youcook2"].value == pytest.approx(0)
-    # Of four numbers .0325 ± .0096 (sample deviation): t(.975, 3) = 3.182446, √4 = 2.
-    half = 3.182446 * 0.009574271 / 2
-    assert named["devices, ρ=.5"].low == pytest.approx(-0.0325 - half, abs=1e-6)
+    # Of three numbers .0333 ± .0058 (sample deviation): t(.975, 2) = 4.302653.
+    half = 4.302653 * 0.005773503 / 3**0.5
+    for column in ("devices, ρ=.5", "devices, all"):
+        assert named[column].low == pytest.approx(-0.1 / 3 - half, abs=1e-6)
     assert named["devices, ρ=.5"].tone == "down"
     said = [s for s in found.sentences if "vision taken from trained nodes of ML-ECS" in s]
-    assert len(said) == 2 and "of the devices by −.033 [" in said[0] and "8 nodes" in said[0]
+    assert len(said) == 2 and "of the devices by −.033 [" in said[0] and "3 seeds" in said[0]
 
 
 def test_captions_to_read_are_drawn_and_stand_in_markdown_alone(found, capsys):

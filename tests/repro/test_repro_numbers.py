@@ -144,6 +144,11 @@ def test_paper_figures_stand_only_where_they_belong():
     assert paper.printed("ur_fall", "ml_ecs", "frame", 0.7, 3)["server.f1"] == 0.928
     assert paper.printed("ur_fall", "ml_ecs", "sequence", 0.7, 3) == {}
     assert paper.printed("ur_fall", "standalone", "frame", 0.7, 3) == {}
+    for label in ({}, {"labelled": 25}, {"public_labels": False}, {"server_labelled": 0.1},
+                  {"mask_schedule": "per_sample"}, {"uplink": "int8"}):
+        found = made_up({"ml_ecs": {0: 0.8}}, **label)
+        text = render.markdown(compare_all(found, *(label or ("rho",))))
+        assert ("as printed" in text) == (not label)
     assert paper.printed("vast", "ml_ecs", "sequence", 0.8, 10)["client.worst_rougeLsum"] == 0.247
 
 
@@ -205,7 +210,7 @@ def test_grids_of_the_artefacts():
     assert asked.command == ("python -m mlecs_jax.repro mlecs table1 --preset=cpu --seeds=5 "
                              "--data=real --dataset=ur_fall --splits=frame")
     few = table2.jobs(parsed("table2", "--seeds=1", "--devices=3,50", "--splits=sequence"))
-    assert [job.labels["num_clients"] for job in few] == [3] * 12 + [50] * 3
+    assert [job.labels["num_clients"] for job in few] == [3] * 12 + [50] * 4
     without = {job.labels["variant"]: job.values["method"] for job in ablation.jobs(
         parsed("ablation", "--seeds=1", "--rho=0.5", "--splits=frame"))}
     assert not without["w/o MMA"]["mma"] and without["w/o MMA"]["ccl"] and without[""]["mma"]

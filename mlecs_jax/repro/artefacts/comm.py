@@ -31,6 +31,11 @@ FULL_SIZE = "full size"  # variant of the runs that only count
 PAPER_PARAMETERS = 720e6  # of MiniLLM-gpt2-720M, what the paper divides by
 PAPER_VECTORS = 2420 * 256  # fused representations of VAST's public clips (release)
 PAPER_SHARE = 0.00649  # (ML-ECS, abstract: 0.65 %)
+LARGEST_RANK = "24"  # of FediLoRA's devices in ML-ECS
+COUNTED_AS = {
+    "co_plms": f"is {NOTES['co_plms']}; its proxy has the size of method.co_plms.proxy",
+    "fedilora": f"is counted with rank {LARGEST_RANK} on all devices",
+    "centralized": "pools data, which are not counted"}
 CLIPS = 9680  # of VAST in the paper: what the full-size count of captions supposes
 
 
@@ -52,9 +57,12 @@ def jobs(options: Options) -> list[Job]:
 
 
 def _full_size(options: Options, dataset: str, method: str, uplink: str) -> Job:
-    """A job that counts the paper preset by shapes."""
+    """A job that counts the paper preset by shapes; FediLoRA with its largest rank everywhere, as
+    Fig. 3 has it."""
     paper = dataclasses.replace(options, preset="paper", data="simulated")
     changes: dict[str, object] = {"channel.uplink": uplink, "partition.rho": 1.0}
+    if method == "fedilora":
+        changes["method.fedilora.ranks"] = LARGEST_RANK
     if dataset.startswith("vast"):
         changes["captions.simulated_clips"] = CLIPS
     job = paper.job(dataset, method, 0, changes, FULL_SIZE)
@@ -113,8 +121,8 @@ def _counts(results: Results, where: dict[str, Label]) -> tuple[Table, list[str]
          "up, of 720 M"), tuple(rows),
         "Counted from the shapes of the messages at the paper preset (GPT-2-large, GPT-J-6B), with "
         "every device owning every modality; a share is bytes / 4 over parameters."
-        + (f" Co-PLMs is {NOTES['co_plms']}." if results.of({**where, "method": "co_plms"})
-           else "")), said
+        + "".join(f" {proper(method)} {note}." for method, note in COUNTED_AS.items()
+                  if results.of({**where, "method": method}))), said
 
 
 def _price(results: Results, where: dict[str, Label]) -> tuple[Table, list[str]]:

@@ -17,8 +17,9 @@ RHOS = (0.5, 0.8)
 SCHEDULES = ("static", "per_round", "per_sample")
 INERT = ("Under per_sample every device owns every modality and samples lack some: the modality "
          "counts that MMA weighs uploads by are then equal, MMA is plain averaging, and what "
-         "ML-ECS shows there is its other parts.")
-METHODS = ("ml_ecs", "ml_ecs_plus", "localpub", "private_only")
+         "ML-ECS shows there is its other parts; FedMLLM, which holds a device the nearer the more "
+         "modalities it lacks, holds none there.")
+METHODS = ("ml_ecs", "ml_ecs_plus", "localpub", "localpub_mixed", "private_only")
 
 
 def jobs(options: Options) -> list[Job]:

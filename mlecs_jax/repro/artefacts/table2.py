@@ -14,7 +14,7 @@ TITLE = "Table 2: number of devices"
 DEVICES = {"smoke": (3, 5), "cpu": (3, 5, 10, 20, 50, 200), "paper": (3, 5, 10, 20, 50, 200)}
 MANY = 50  # from here on a run takes many times longer, and a few methods tell the story
 SHARED_TEST = ("sequence",)  # splits whose test samples do not grow fewer with every device
-FEW_METHODS = ("ml_ecs", "ml_ecs_plus", "localpub")
+FEW_METHODS = ("ml_ecs", "ml_ecs_plus", "localpub", "localpub_mixed")
 RHO = 0.8
 
 
