@@ -81,7 +81,8 @@ def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Resu
     (options.folder / SWEEP).write_text(json.dumps(dataclasses.asdict(findings) | {
         "system": options.system, "artefact": options.artefact, "title": title,
         "preset": options.preset, "data": options.data, "seeds": options.seeds,
-        "command": options.command, "processes": options.processes, "missing": missing,
+        "name": options.name, "command": options.command, "processes": options.processes,
+        "missing": missing,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "runs": [_entry(outcome, options) for outcome in outcomes],

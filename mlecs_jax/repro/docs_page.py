@@ -1,9 +1,10 @@
 """The Markdown page of results: one part per artefact, data set, kind of data and ``--name``.
 
 A part stands between two comments and is replaced as a whole, so that sweeps of several artefacts
-share a page and nothing on it is written by hand. Beside the page, a CSV file per part holds one
-row per run and setting (a run may stand for several): its figures, its data, the version of the
-code and the folder it came from.
+share a page and nothing on it is written by hand. Its name is its anchor, so that links to it hold
+whatever stands before it; the page begins with a list of its parts. Beside the page, a CSV file per
+part holds one row per run and setting (a run may stand for several): its figures, its data, the
+version of the code and the folder it came from.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ here is entered by hand, and none was chosen on test data. Mean ± standard devi
 differences are paired by seed with a 95 % confidence interval (Student's t). What the methods and
 controls are: [baselines](baselines.md); how to make these again: [repro](repro.md).
 """
+SYSTEMS = {"mlecs": "ML-ECS", "mega": "Mega-CE²"}
+CONTENTS = "contents"  # the part that lists the others
+_ANCHOR = re.compile(r'<a id="(.+)"></a>\n\n## (.+)')
 
 
 def write_docs(path: Path, options: Options, title: str, findings: Findings, results: Results,
@@ -50,8 +54,9 @@ def write_docs(path: Path, options: Options, title: str, findings: Findings, res
         table = path.parent / path.stem / f"{name}.csv"
         table.parent.mkdir(exist_ok=True)
         _write_runs(table, results)
-        text = _part(options, title, findings, results, table.relative_to(path.parent), missing)
-        path.write_text(replaced(page, name, text), "utf-8")
+        text = f'<a id="{name}"></a>\n\n' + _part(
+            options, title, findings, results, table.relative_to(path.parent), missing)
+        path.write_text(with_contents(replaced(page, name, text)), "utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give --write-docs another "
                         "file") from None
@@ -67,9 +72,25 @@ def replaced(page: str, name: str, text: str) -> str:
     return f"{page.rstrip()}\n\n{part}\n"
 
 
+def with_contents(page: str) -> str:
+    """The page with a list of its parts before the first of them."""
+    listed = "\n".join(f"- [{title}](#{name})" for name, title in _ANCHOR.findall(page))
+    if f"<!-- {CONTENTS} -->" not in page:
+        first = page.index("<!-- ")
+        page = f"{page[:first]}<!-- {CONTENTS} -->\n<!-- end of {CONTENTS} -->\n\n{page[first:]}"
+    return replaced(page, CONTENTS, listed)
+
+
+def heading(options: Options, title: str) -> str:
+    """System, data sets, artefact and ``--name``: no two parts of a page have the same."""
+    data = ", ".join(map(proper, options.datasets))
+    return " · ".join(filter(None, (SYSTEMS.get(options.system, options.system), data, title,
+                                    options.name)))
+
+
 def _part(options: Options, title: str, findings: Findings, results: Results, table: Path,
           missing: int) -> str:
-    lines = [f"## {title}" + (f": {options.name}" if options.name else ""), ""]
+    lines = [f"## {heading(options, title)}", ""]
     if missing:
         lines += [f"**{render.missing_text(missing)}.**", ""]
     if "simulated" in results.sources:

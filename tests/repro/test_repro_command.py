@@ -53,12 +53,18 @@ def test_no_run_shows_what_is_there(sweep, tmp_path):
     page = (tmp_path / "results.md").read_text()
     part = page[page.index("<!-- mlecs-table1-ur_fall.part-1-simulated -->"):]
     assert "**INCOMPLETE: 1 of the planned runs" in part and "--name=part-1" in part
-    assert "## Two runs: part-1" in part
+    assert "## ML-ECS · UR-Fall · Two runs · part-1" in part
     assert "INCOMPLETE" not in page[:page.index("<!-- mlecs-table1-ur_fall.part-1")]
     assert {path.name for path in (tmp_path / "results").iterdir()} == {
         "mlecs-table1-ur_fall-simulated.csv", "mlecs-table1-ur_fall.part-1-simulated.csv"}
     assert (tmp_path / "mlecs-table1.part-1" / "report.html").exists()
     assert "The runs of each method are of one version of its sources." in page
+    contents = page[page.index("<!-- contents -->"):page.index("<!-- end of contents -->")]
+    assert contents.splitlines()[1:] == [
+        "- [ML-ECS · UR-Fall · Two runs](#mlecs-table1-ur_fall-simulated)",
+        "- [ML-ECS · UR-Fall · Two runs · part-1](#mlecs-table1-ur_fall.part-1-simulated)"]
+    assert all(f'<a id="{name}"></a>' in page for name in (
+        "mlecs-table1-ur_fall-simulated", "mlecs-table1-ur_fall.part-1-simulated"))
 
 
 def test_versions_are_counted_method_by_method():
