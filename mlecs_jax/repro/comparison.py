@@ -51,9 +51,8 @@ def compare_all(results: Results, *axes: str, name: Namer = cell_words) -> Findi
             cells = cells_of(results, where, axes)
             tables.append(score_table(results, where, cells, name=name))
             for ours in compared(results.distinct("method", where)):
-                table, said = compare(results, where, cells, ours, name)
-                if table:
-                    tables.append(table)
+                found, said = compare(results, where, cells, ours, name)
+                tables += found
                 sentences += said
     return Findings(tuple(tables), tuple(sentences))
 
@@ -173,42 +172,44 @@ def _printed(results: Results, group: Labels) -> dict[str, float]:
 def compare(
     results: Results, where: Labels, cells: Sequence[Labels], ours: str,
     name: Namer = cell_words,
-) -> tuple[Table | None, list[str]]:
-    """Paired differences of one method to every other, per cell and pooled, and what they say."""
+) -> tuple[list[Table], list[str]]:
+    """Paired differences of one method to every other, per cell and over all, of the devices and of
+    the server, and what those of the devices say."""
     metric = primary(results, where)
-    key = f"client.avg_{metric}"
-    others = [m for m in results.distinct("method", where) if m != ours]
+    others = [str(m) for m in results.distinct("method", where) if m != ours]
     if not others:
-        return None, []
-    rows, said = [], []
-    mine = {"method": ours, "variant": ""}
+        return [], []
+    mine: Labels = {"method": ours, "variant": ""}
     shared = _with_all(results, cells, {ours, *others})
     part = f", {len(shared)} of {len(cells)} settings" if 0 < len(shared) < len(cells) else ""
-    for other in others:
-        theirs = {"method": other, "variant": ""}
-        overall = pooled(results, key, shared or cells, mine, theirs)
-        server = pooled(results, f"server.{metric}", shared or cells, mine, theirs)
-        rows.append((
-            Cell(proper(str(other))),
-            *(difference_cell(paired(results.at(key, {**cell, **mine}),
-                                     results.at(key, {**cell, **theirs})),
-                              {**cell, **mine}) for cell in cells),
-            difference_cell(overall, None), difference_cell(server, None)))
-        if overall:
-            said.append(_sentence(ours, str(other), overall, METRICS[metric],
-                                  data_words(results, where), part))
-    said += _first_places(results, where, cells, ours, metric)
-    return Table(
-        f"{proper(ours)} minus each other method, {METRICS[metric]} of the devices, "
-        f"{data_words(results, where)}",
-        ("minus", *(name(cell, where) for cell in cells), "all", "server, all"),
-        tuple(rows),
-        "Paired by seed (same partition and modality sets), mean difference and 95 % "
-        "confidence interval (Student's t over seeds). Columns 'all' average a seed's cells "
-        "first" + (f", of the settings in which every method has run{part}" if part else
-                   "" if shared else ", of the settings that both methods have")
-        + ". Marked where the interval excludes 0; no correction for the number of "
-        "comparisons.", "differences"), said
+    tables, said = [], []
+    for who, key in (("devices", f"client.avg_{metric}"), ("server", f"server.{metric}")):
+        rows = []
+        for other in others:
+            theirs: Labels = {"method": other, "variant": ""}
+            overall = pooled(results, key, shared or cells, mine, theirs)
+            if overall and who == "devices":
+                said.append(_sentence(ours, other, overall, METRICS[metric],
+                                      data_words(results, where), part))
+            if overall or who == "devices":  # not every method has a server
+                rows.append((
+                    Cell(proper(other)),
+                    *(difference_cell(paired(results.at(key, {**cell, **mine}),
+                                             results.at(key, {**cell, **theirs})),
+                                      {**cell, **mine}) for cell in cells),
+                    difference_cell(overall, None)))
+        if rows:
+            tables.append(Table(
+                f"{proper(ours)} minus each other method, {METRICS[metric]} of the {who}, "
+                f"{data_words(results, where)}",
+                ("minus", *(name(cell, where) for cell in cells), "all"), tuple(rows),
+                "Paired by seed (same partition and modality sets), mean difference and 95 % "
+                "confidence interval (Student's t over seeds). Column 'all' averages a seed's "
+                "cells first" + (f", of the settings in which every method has run{part}" if part
+                                 else "" if shared else ", of the settings that both methods have")
+                + ". Marked where the interval excludes 0; no correction for the number of "
+                "comparisons.", "differences"))
+    return tables, said + _first_places(results, where, cells, ours, metric)
 
 
 def _with_all(results: Results, cells: Sequence[Labels], methods: set[str]) -> list[Labels]:

@@ -86,6 +86,21 @@ def test_comparison_says_what_the_numbers_say():
     assert "SIMULATED" not in text
 
 
+def test_the_servers_differences_stand_cell_by_cell():
+    found = made_up({"ml_ecs": {0: 0.8, 1: 0.9}, "localpub": {0: 0.8, 1: 0.8},
+                     "private_only": {0: 0.7, 1: 0.7}})
+    found = Results(tuple(run if run.labels["method"] == "private_only" else dataclasses.replace(
+        run, values={**run.values, (FINAL, "server.f1"): run.values[FINAL, "client.avg_f1"] / 2})
+        for run in found.runs))
+    _, devices, server = compare_all(found, "rho").tables
+    assert "of the devices" in devices.title and "of the server" in server.title
+    assert server.columns == devices.columns == ("minus", "ρ=.5", "all")
+    assert [row[0].text for row in devices.rows] == ["Local + public", "Private only"]
+    (row,) = server.rows  # private_only has no server
+    assert row[0].text == "Local + public" and row[1].text == row[2].text
+    assert row[1].value == pytest.approx(0.025)
+
+
 def test_a_users_own_method_is_compared_with_every_other():
     found = made_up({"localpub": {0: 0.8, 1: 0.81}, "mine.py": {0: 0.9, 1: 0.91}})
     shown = compare_all(found, "rho")
@@ -309,7 +324,7 @@ def test_settings_that_lack_methods_or_seeds_are_counted_as_what_they_are():
         ".700 ± .000 (n=2)", ".900 ± .000 (n=2)"]
     assert "over 3 seeds, or as many as n says" in scores.note
     # Over all of them ML-ECS would be .075 below Local + public; Standalone ran in one only.
-    assert [row[-2].text[:5] for row in differences.rows] == ["+.100", "+.050"]
+    assert [row[-1].text[:5] for row in differences.rows] == ["+.100", "+.050"]
     assert "in which every method has run, 1 of 2 settings" in differences.note
     assert "in 3 of 3 cells (1 setting × avg, best, worst, server; ties count)" in "".join(
         shown.sentences)
