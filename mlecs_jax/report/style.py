@@ -34,6 +34,7 @@ ul { list-style: none; }
 h1 { font-size: clamp(30px, 5.4vw, 46px); line-height: 1.1; letter-spacing: -.02em;
   font-weight: 680; margin: 14px 0 22px; }
 h1 span { color: var(--muted); font-weight: 400; white-space: pre-wrap; }
+h1 .which { display: inline-block; white-space: normal; }
 h2 { font-size: 23px; letter-spacing: -.01em; line-height: 1.25; font-weight: 650; }
 h3 { font-size: 15px; line-height: 1.35; font-weight: 650; }
 h3 small { font-size: 14px; font-weight: 400; color: var(--muted); margin-left: 8px; }
@@ -52,6 +53,7 @@ a { color: inherit; }
 .badge.simulated, .badge.none { background: var(--sim); color: var(--on-sim);
   border-color: var(--on-sim); }
 .badge.simulated::before, .badge.none::before { content: "⚠ "; }
+.badge.counted { color: var(--muted); }
 .state { color: var(--muted); font-size: 15px; }
 
 .facts { display: flex; flex-wrap: wrap; gap: 12px 30px; }
@@ -124,7 +126,7 @@ svg text { fill: var(--ink); font-size: 12px; }
   stroke-width: .8; }
 .cell.half { fill-opacity: .6; }
 .hit rect { fill: transparent; } .hit line { stroke: none; }
-.hit:hover line { stroke: var(--ink); stroke-opacity: .55; }
+.hit:hover line, .hit.read line { stroke: var(--ink); stroke-opacity: .55; }
 
 .scroll { overflow-x: auto; max-width: 100%; }
 .scroll.tall { max-height: 560px; overflow-y: auto; margin-top: 16px; }
@@ -153,7 +155,9 @@ table { border-collapse: collapse; font-size: 14px; }
 .confusion td.wrong[style="--s:0.000"] { background: var(--raised); color: var(--muted); }
 .confusion td.strong { color: var(--on-strong); font-weight: 650; }
 .confusion td.full { color: var(--on-fill); }
-.confusion tbody th, .devices tbody th { position: sticky; left: 0; background: var(--paper); }
+/* Of two names at the head of a row the last stays: two would cover each other. */
+.confusion tbody th, .devices tbody th:last-of-type { position: sticky; left: 0;
+  background: var(--paper); }
 .confusion td.lost, .confusion th.lost { border-left: 12px solid var(--paper); }
 .confusion th.lost { max-width: 110px; font-style: italic; }
 
@@ -164,14 +168,16 @@ table { border-collapse: collapse; font-size: 14px; }
 .devices thead th { position: sticky; top: 0; background: var(--paper); font-size: 13px;
   font-weight: 550; color: var(--muted); vertical-align: bottom; z-index: 1; }
 .devices .n { text-align: right; }
-.devices tbody th { font-weight: 600; }
+.devices tbody th { font-weight: 600; max-width: min(22em, 40vw); overflow-wrap: break-word; }
 .meter { min-width: 92px; background: linear-gradient(var(--dev), var(--dev)) no-repeat left
   calc(100% - 3px) / calc(var(--v) * (100% - 12px)) 3px; }
 .chip { display: inline-block; font-size: 13px; padding: 0 8px; margin: 1px 4px 1px 0;
   background: var(--raised); border-radius: 4px; }
-.figures { width: auto; margin-top: 6px; }
-.figures th, .figures td { padding: 4px 14px 4px 0; white-space: nowrap; }
-.figures thead th { white-space: normal; min-width: 64px; }
+/* As wide as its words, not as a phone: a table that is squeezed breaks every name. */
+.figures { width: max-content; margin-top: 6px; }
+.figures th, .figures td { padding: 4px 14px 4px 0; }
+.figures thead th { min-width: 64px; max-width: 7.5em; overflow-wrap: break-word; }
+.figures thead th:not(.n):not(:has(+ :not(.n))) { left: 0; z-index: 2; }
 .figures a { color: inherit; text-decoration-color: var(--axis); text-underline-offset: 3px;
   text-decoration-thickness: 1px; }
 .figures tr.begins > * { border-top: 2px solid var(--axis); }
@@ -180,7 +186,8 @@ table { border-collapse: collapse; font-size: 14px; }
 .heat td { padding: 6px 10px; border: 2px solid var(--paper); background:
   color-mix(in srgb, var(--k) calc(60% * var(--s)), var(--paper)); }
 .gain { --k: var(--right); } .loss { --k: var(--wrong); }
-.runs td { white-space: normal; }
+.runs td, .captions td { white-space: normal; }
+.captions td:not(.n) + td:not(.n) { min-width: 15em; }
 .seed { margin-right: 14px; white-space: nowrap; }
 .sentences li { margin: 6px 0; max-width: 90ch; }
 .sentences { padding-left: 20px; list-style: disc; }
@@ -220,6 +227,7 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
 }
 @media print {
   @page { margin: 13mm; }
+  @page sideways { size: landscape; }
   :root { --paper: #fff; --raised: #f3f3ee; --ink: #000; --muted: #444; --rule: #ccc;
     --grid: #e2e2e2; --axis: #888; --dev: #0067a6; --srv: #c2410c; --ref: #767b82;
     --ceil: #6f4e9b; --up: #0067a6; --down: #2b8a78; --right: #0067a6; --wrong: #d0530f;
@@ -241,6 +249,15 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   h2, .lead { break-after: avoid; break-inside: avoid; max-width: none; }
   .grid-of-panels { grid-template-columns: repeat(2, 1fr); }
   .scroll, .scroll.tall { overflow: visible; max-height: none; }
+  /* A table is as wide as the page: smaller type for many columns, then words that break. */
+  .devices { width: 100%; font-size: 9.5pt; }
+  .figures { table-layout: fixed;
+    font-size: clamp(5pt, var(--room, 70pt) / var(--columns, 8), 9.5pt); }
+  .sideways { page: sideways; --room: 100pt; }
+  :root .devices tr > * { position: static; white-space: normal; min-width: 0; max-width: 20em;
+    padding: 3px 4px 3px 0; font-size: inherit; overflow-wrap: break-word; }
+  .figures thead th:not(.n) { width: 10em; }
+  #devices tbody th, #devices .chip { overflow-wrap: anywhere; }
   svg[width] { width: 100%; max-width: 100%; }
   .labelled svg[width] { width: auto; max-width: 100%; height: var(--height); }
   .readout { min-height: 0; }
@@ -248,17 +265,40 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
 }
 """
 
-# Shows beneath a chart what its invisible columns carry in <title>, at once and by touch as well.
+# Shows beneath a chart what its invisible columns carry in <title>: the one under the pointer, the
+# one that was touched last, or one by one with arrow keys. A title becomes its column's label,
+# which is read aloud as well but not shown by browsers a second time.
 SCRIPT = """
 for (const figure of document.querySelectorAll('figure')) {
-  const out = figure.querySelector('.readout');
-  if (!out) continue;
-  const rest = out.textContent;
-  for (const hit of figure.querySelectorAll('.hit')) {
-    const title = hit.querySelector('title'), words = title.textContent;
+  const out = figure.querySelector('.readout'), hits = [...figure.querySelectorAll('.hit')];
+  if (!out || !hits.length) continue;
+  const chart = hits[0].closest('svg'), rest = out.textContent;
+  let now = hits.length - 1;
+  const show = (i) => {
+    hits[now].classList.remove('read');
+    now = Math.min(Math.max(i, 0), hits.length - 1);
+    hits[now].classList.add('read');
+    out.textContent = hits[now].getAttribute('aria-label');
+  };
+  const clear = () => { hits[now].classList.remove('read'); out.textContent = rest; };
+  hits.forEach((hit, i) => {
+    const title = hit.querySelector('title');
+    hit.setAttribute('role', 'img');
+    hit.setAttribute('aria-label', title.textContent);
     title.remove();
-    hit.addEventListener('pointerenter', () => { out.textContent = words; });
-  }
-  figure.addEventListener('pointerleave', () => { out.textContent = rest; });
+    hit.addEventListener('pointerenter', () => show(i));
+  });
+  out.setAttribute('aria-live', 'polite');
+  chart.tabIndex = 0;
+  chart.addEventListener('focus', () => show(now));
+  chart.addEventListener('blur', clear);
+  chart.addEventListener('keydown', (event) => {
+    const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+    if (step) { show(now + step); event.preventDefault(); }
+  });
+  // A finger leaves when it is lifted, and then one reads.
+  figure.addEventListener('pointerleave', (event) => {
+    if (event.pointerType === 'mouse') clear();
+  });
 }
 """

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 from mlecs_jax.report.axes import Axis, Number, figure, round_axis
 from mlecs_jax.report.markup import Markup, join, tag
 
 WIDTH, HEIGHT = 360, 216
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 36
+_LINE = 13  # from one line of a row's name to the next
 Values = Sequence[float | None]
 
 
@@ -117,28 +120,17 @@ def dot_rows(
 ) -> Markup:
     """Rows of marks over one axis; a row of several dots also shows their mean as a bar, unless
     ``means`` is off."""
-    left, row_height, top = 122, 26, 6
-    bottom = top + row_height * len(rows)
-
-    def at(value: Number) -> float:
-        return left + x_axis.at(value) * (WIDTH - left - 14)
-
-    parts: list[Markup] = []
-    for tick in x_axis.ticks:
-        parts.append(tag("line", x1=at(tick), x2=at(tick), y1=top, y2=bottom, class_="grid"))
-        parts.append(_text(figure(tick), at(tick), bottom + 16, "tick middle"))
-    for i, row in enumerate(rows):
-        y = top + row_height * (i + 0.5)
-        parts.append(_text(shorten(row.name, 18), left - 10, y + 4, "row end", title=row.name))
-        parts.append(tag("line", x1=left, x2=WIDTH - 14, y1=y, y2=y, class_="grid"))
+    frame = _RowFrame([row.name for row in rows], x_axis, x_label, left=122, height=26)
+    at, parts = frame.at, frame.parts
+    for row, y in zip(rows, frame.middles, strict=True):
+        parts.append(tag("line", x1=frame.left, x2=frame.right, y1=y, y2=y, class_="grid"))
         for value, title in zip(row.values, row.titles, strict=True):
             parts.append(_mark(row.mark, at(value), y, row.style, title, len(row.values)))
         if means and len(row.values) > 1:
             mean = statistics.fmean(row.values)
             parts.append(tag("line", x1=at(mean), x2=at(mean), y1=y - 9, y2=y + 9,
                              class_=f"mean {row.style}"))
-    parts.append(_text(x_label, WIDTH - 14, bottom + 31, "axis-title end"))
-    return _svg(WIDTH, bottom + 38, label, parts)
+    return _svg(WIDTH, frame.bottom + 38, label, parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,28 +146,54 @@ class Interval:
 
 def forest(rows: Sequence[Interval], x_axis: Axis, *, label: str, x_label: str) -> Markup:
     """Figures with their intervals, one row each, beside a line at 0."""
-    left, row_height, top = 132, 24, 6
-    bottom = top + row_height * len(rows)
-
-    def at(value: Number) -> float:
-        return left + x_axis.at(value) * (WIDTH - left - 14)
-
-    parts: list[Markup] = []
-    for tick in x_axis.ticks:
-        parts.append(tag("line", x1=at(tick), x2=at(tick), y1=top, y2=bottom, class_="grid"))
-        parts.append(_text(figure(tick), at(tick), bottom + 16, "tick middle"))
-    parts.append(tag("line", x1=at(0), x2=at(0), y1=top, y2=bottom, class_="axis"))
-    for i, row in enumerate(rows):
-        y = top + row_height * (i + 0.5)
+    frame = _RowFrame([row.name for row in rows], x_axis, x_label, left=132, height=24)
+    at, parts = frame.at, frame.parts
+    parts.append(tag("line", x1=at(0), x2=at(0), y1=frame.top, y2=frame.bottom, class_="axis"))
+    for row, y in zip(rows, frame.middles, strict=True):
         style = "dev" if row.low is not None and row.low > 0 else (
             "srv" if row.high is not None and row.high < 0 else "ref")
-        parts.append(_text(shorten(row.name, 17), left - 10, y + 4, "row end", title=row.name))
         if row.low is not None and row.high is not None:
             parts.append(tag("line", x1=at(row.low), x2=at(row.high), y1=y, y2=y,
                              class_=f"line {style}"))
         parts.append(_mark("dot", at(row.value), y, style, row.title, 1))
-    parts.append(_text(x_label, WIDTH - 14, bottom + 31, "axis-title end"))
-    return _svg(WIDTH, bottom + 38, label, parts)
+    return _svg(WIDTH, frame.bottom + 38, label, parts)
+
+
+class _RowFrame:
+    """What stands around named rows over one axis: names, whole and in as many lines as they need
+    (touch and paper have no pointer to ask for a rest), ticks and the axis' title.
+
+    Attributes:
+      parts: the frame, to which the rows' marks are added.
+      middles: y of every row.
+      left, right, top, bottom: of the area for marks.
+    """
+
+    top = 6
+    right = WIDTH - 18  # half of the last tick's words stands beyond
+
+    def __init__(self, names: Sequence[str], x_axis: Axis, x_label: str, *, left: int,
+                 height: int):
+        self.left, self._axis = left, x_axis
+        labels = [in_lines(name, (left - 10) // 7) for name in names]
+        heights = [height + _LINE * (len(lines) - 1) for lines in labels]
+        ends = list(accumulate(heights, initial=self.top))
+        self.bottom = ends[-1]
+        self.middles = [(a + b) / 2 for a, b in zip(ends, ends[1:], strict=False)]
+        self.parts: list[Markup] = []
+        for tick in x_axis.ticks:
+            x = self.at(tick)
+            self.parts += [tag("line", x1=x, x2=x, y1=self.top, y2=self.bottom, class_="grid"),
+                           _text(figure(tick), x, self.bottom + 16, "tick middle")]
+        self.parts.append(_text(x_label, self.right, self.bottom + 31, "axis-title end"))
+        for lines, middle in zip(labels, self.middles, strict=True):
+            first = middle + 4 - _LINE * (len(lines) - 1) / 2
+            self.parts += [_text(line, left - 10, first + _LINE * i, "row end")
+                           for i, line in enumerate(lines)]
+
+    def at(self, value: Number) -> float:
+        """The x of a value."""
+        return self.left + self._axis.at(value) * (self.right - self.left)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +212,7 @@ def scatter(
     x_text: Callable[[Number], str],
 ) -> Markup:
     """Named points; those without an x stand on a line of their own at the left, marked 0."""
-    left, right, bottom = _LEFT + 34, WIDTH - _RIGHT, HEIGHT - _BOTTOM
+    left, right, bottom = _LEFT + 34, WIDTH - 20, HEIGHT - _BOTTOM  # half of "100 kB" is beyond
     none = _LEFT + 12
 
     def at(value: Number | None) -> Number:
@@ -298,9 +316,9 @@ def swatch(style: str, kind: str = "line") -> Markup:
     return tag("svg", inner, viewBox="0 0 22 10", class_="swatch", aria_hidden="true")
 
 
-def shorten(name: str, length: int) -> str:
-    """The name, cut with an ellipsis where it is longer than ``length`` characters."""
-    return name if len(name) <= length else name[: length - 1] + "…"
+def in_lines(name: str, length: int) -> list[str]:
+    """The whole name in lines of at most ``length`` characters, broken at spaces where it can."""
+    return textwrap.wrap(name, length, break_on_hyphens=False) or [""]
 
 
 def _x(axis: Axis, value: Number) -> float:
@@ -326,7 +344,8 @@ def _frame(
         parts.append(_text(figure(tick), x, bottom + 16, "tick middle"))
     parts.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
     parts.append(_text(x_label, right, bottom + 31, "axis-title end"))
-    return _svg(WIDTH, HEIGHT, label, [*parts, *drawn])
+    # A group, not an image: what is in an image, as the columns' titles, is not read aloud.
+    return _svg(WIDTH, HEIGHT, label, [*parts, *drawn], role="group")
 
 
 def _pointer_columns(xs: Sequence[float], read_outs: Sequence[str]) -> Markup:
@@ -400,10 +419,11 @@ def _text(words: str, x: Number, y: Number, style: str, title: str | None = None
 
 
 def _svg(
-    width: Number, height: Number, label: str, parts: Sequence[Markup], *, true_size: bool = False
+    width: Number, height: Number, label: str, parts: Sequence[Markup], *, true_size: bool = False,
+    role: str = "img",
 ) -> Markup:
     # Print narrows a wide map to the page but keeps its height, beside which its labels stand.
     size = {"width": width, "height": height, "preserveAspectRatio": "none",
             "style": f"--height:{height:g}px"} if true_size else {}
-    return tag("svg", *parts, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=label,
+    return tag("svg", *parts, viewBox=f"0 0 {width:g} {height:g}", role=role, aria_label=label,
                **size)

@@ -68,7 +68,8 @@ def curves_section(sweep: SweepFiles) -> Markup | None:
     return section("learning", "Learning curves", grid(*panels),
                    lead=f"Mean test {metric_words(sweep)} of the devices after every round, of "
                    "validation data where a panel says so. Bands: one standard deviation over "
-                   "seeds. Grey: the other methods." + _of_how_many(len(sweep.cells())))
+                   "seeds. Grey: the other methods." + _of_how_many(len(sweep.cells()))
+                   + sweep.left_out)
 
 
 def _curves(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
@@ -144,7 +145,7 @@ def ablation_section(sweep: SweepFiles) -> Markup | None:
         return None
     return section("ablation", "Ablation", grid(*panels),
                    lead="Each part taken away, or added, alone. A dot is a seed; bars are means."
-                   + _of_how_many(len(sweep.cells())))
+                   + _of_how_many(len(sweep.cells())) + sweep.left_out)
 
 
 def _variants(title: str, runs: list[SweepRun], style: str, keys: tuple[str, str], unit: str
@@ -172,7 +173,7 @@ def bytes_section(sweep: SweepFiles) -> Markup | None:
     return section("communication", "Communication against score", grid(*panels),
                    lead=f"Bytes per device and round, up and down together, against the mean test "
                    f"{metric_words(sweep)} of the devices, last round, mean over seeds."
-                   + _of_how_many(len(sweep.cells())))
+                   + _of_how_many(len(sweep.cells())) + sweep.left_out)
 
 
 def _bytes_against_score(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
@@ -217,7 +218,8 @@ def availability_section(sweep: SweepFiles) -> Markup | None:
         return None
     return section("modalities", "Devices and their modalities", *(p for p in panels if p),
                    lead="Seeds draw partitions: who has which samples, and which modalities. The "
-                   "same for all methods." + _of_how_many(len(seen), "sets of partitions"))
+                   "same for all methods." + _of_how_many(len(seen), "sets of partitions")
+                   + sweep.left_out)
 
 
 def _availability(title: str, runs: list[SweepRun]) -> tuple[str, Markup] | None:
@@ -289,7 +291,7 @@ def confusions_section(sweep: SweepFiles) -> Markup | None:
     return section("confusion", "Confusion matrices", matrices(tables, names),
                    lead="Test samples, all devices or edges and all seeds together. Rows: true "
                    "class; columns: answer; a last column “unparsable”: answers that name no "
-                   "class." + _of_how_many(len(sweep.cells())))
+                   "class." + _of_how_many(len(sweep.cells())) + sweep.left_out)
 
 
 def samples_section(sweep: SweepFiles) -> Markup | None:

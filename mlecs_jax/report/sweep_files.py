@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ class SweepRun:
 
     @functools.cached_property
     def files(self) -> RunFiles | None:
-        """What it has written; None where that cannot be read, or where nothing was trained."""
+        """What it has written; None where that cannot be read, where nothing was trained, or where
+        a row stands for it."""
+        if self.earlier:
+            return None
         try:
             return read_run(self.folder)
         except UserError:
@@ -92,13 +96,42 @@ class SweepFiles:
         return "real" if found == {"real"} else None
 
     @property
+    def counted(self) -> bool:
+        """Whether there are no data behind its figures: nothing was trained."""
+        return bool(self.finished) and all(run.source == "none" for run in self.finished)
+
+    @property
     def finished(self) -> list[SweepRun]:
         return [run for run in self.runs if not run.failure]
+
+    @property
+    def datasets(self) -> list[str]:
+        """What its runs are on, as papers write it."""
+        named = (run.labels.get("dataset") for run in self.runs)
+        return list(dict.fromkeys(proper(str(name)) for name in named if name))
+
+    @property
+    def given_name(self) -> str | None:
+        """What sets it apart from other sweeps of its artefact: its ``--name``."""
+        return text(self.content.get("name"))
+
+    @functools.cached_property
+    def left_out(self) -> str:
+        """A sentence on the runs that charts leave out, having only a row of an earlier sweep to go
+        by; empty where there are none."""
+        rows = Counter(run.series for run in self.finished if run.earlier)
+        of = Counter(run.series for run in self.finished)
+        shares = {name: f"{count} of {of[name]}" for name, count in rows.items()}
+        if len(shares) == len(of) > 1 and len(set(shares.values())) == 1:
+            told = f"{next(iter(shares.values()))} of each"
+        else:
+            told = ", ".join(f"{share} of {name}" for name, share in shares.items())
+        return f" Without runs that are rows of an earlier sweep: {told}." if rows else ""
 
     @functools.cached_property
     def usual(self) -> dict[str, Any]:
         """Labels that all trained runs share: they are said once."""
-        trained = [run.labels for run in self.finished if run.files]
+        trained = [run.labels for run in self.finished if run.files or run.earlier]
         return {k: v for k, v in (trained[0] if trained else {}).items()
                 if all(labels.get(k) == v for labels in trained)}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlecs_jax.report.blocks import section
 from mlecs_jax.report.headline import BANNERS
-from mlecs_jax.report.markup import Markup, tag
+from mlecs_jax.report.markup import Markup, join, tag
 from mlecs_jax.report.page import page, replace
 from mlecs_jax.report.sweep_charts import (
     ablation_section,
@@ -38,6 +38,8 @@ _PANELS = (
     ("captions", "Captions", samples_section),
     ("runs", "Runs", runs_section),
 )
+_BADGES = {"real": "Real data", "simulated": "Simulated data", "counted": "Counted",
+           "none": "Unlabelled data"}
 
 
 def write_sweep_report(folder: Path) -> Path:
@@ -60,7 +62,7 @@ def render(sweep: SweepFiles) -> str:
                 if (drawn := panel(sweep))]
     sections.append(("setup", "Set-up", _setup(sweep)))
     mark = {"real": "", "simulated": "SIMULATED: "}.get(sweep.data_source or "", "")
-    return page(f"{mark}{sweep.content.get('title')}", _banner(sweep), _header(sweep), sections,
+    return page(mark + " · ".join(_title(sweep)), _banner(sweep), _header(sweep), sections,
                 tag("footer", tag("p", "Made from sweep.json and the files of the runs. To make "
                                   "this page again: ",
                                   tag("code", "python -m mlecs_jax.report FOLDER"))))
@@ -78,22 +80,35 @@ def _banner(sweep: SweepFiles) -> Markup | None:
                role="note")
 
 
+def _title(sweep: SweepFiles) -> list[str]:
+    """The artefact, the data and the name, which tell one sweep from another."""
+    return [str(sweep.content.get("title")),
+            *filter(None, (", ".join(sweep.datasets), sweep.given_name))]
+
+
 def _header(sweep: SweepFiles) -> Markup:
-    source = sweep.data_source
-    badge = {"real": "Real data", "simulated": "Simulated data"}.get(source or "", "Counted")
+    kind = "counted" if sweep.counted else sweep.data_source or "none"
     failed = len(sweep.runs) - len(sweep.finished)
     missing = sweep.content.get("missing") or 0
-    state = (f"{len(sweep.finished)} runs" + (f", {failed} failed" if failed else "")
+    rows = sum(run.earlier for run in sweep.finished)
+    state = (f"{len(sweep.finished)} runs"
+             + (f", {rows} of them rows of an earlier sweep" if rows else "")
+             + (f", {failed} failed" if failed else "")
              + (f", {missing} not there yet" if missing else ""))
-    facts = [("preset", sweep.content.get("preset")), ("seeds", sweep.content.get("seeds")),
+    artefact, *which = _title(sweep)
+    datasets = sweep.datasets
+    facts = [("data set" if len(datasets) == 1 else "data sets", ", ".join(datasets)),
+             ("name", sweep.given_name), ("preset", sweep.content.get("preset")),
+             ("seeds", sweep.content.get("seeds")),
              ("written", str(sweep.content.get("written"))[:16].replace("T", " ") + " UTC")]
     return tag("header",
-               tag("p", tag("span", badge, class_=f"badge {source or 'none'}"),
+               tag("p", tag("span", _BADGES[kind], class_=f"badge {kind}"),
                    tag("span", state, class_="state"), class_="strip"),
-               tag("h1", str(sweep.content.get("title"))),
+               tag("h1", artefact, *(join([" ", tag("span", f"· {part}", class_="which")])
+                                     for part in which)),
                tag("dl", *(tag("div", tag("dt", name), tag("dd", value),
                                class_="long" if len(str(value)) > 14 else None)
-                           for name, value in facts), class_="facts"))
+                           for name, value in facts if value), class_="facts"))
 
 
 def _setup(sweep: SweepFiles) -> Markup:

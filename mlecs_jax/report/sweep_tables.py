@@ -14,6 +14,8 @@ from mlecs_jax.report.run_files import RunFiles, dig, number
 from mlecs_jax.report.svg import Interval, forest
 from mlecs_jax.report.sweep_files import SweepFiles, SweepRun
 
+_ALL = "#runs"  # the list of all runs
+_UPRIGHT = 10  # columns at most that an upright page prints
 _FULL_SHADE = 0.1  # difference at which a heat map's cell is fully coloured
 
 
@@ -34,7 +36,8 @@ def tables_section(sweep: SweepFiles) -> Markup | None:
         return None
     anchors = _Anchors(sweep)
     return section("tables", "Tables", *(_table(table, anchors) for table in tables),
-                   lead="Every figure leads to the runs it was made from.")
+                   lead="Every figure of ours leads to its runs in the list below: a difference to "
+                   "those of one of its sides, a figure over several settings to the whole list.")
 
 
 def differences_section(sweep: SweepFiles) -> Markup | None:
@@ -70,8 +73,8 @@ def runs_section(sweep: SweepFiles) -> Markup:
             "on runs that were not done before.")
     earlier = sum(run.earlier for run in sweep.finished)
     if earlier:
-        lead += (f" {earlier} are rows of an earlier sweep: tables have them, charts and links do "
-                 "not.")
+        lead += (f" {earlier} are rows of an earlier sweep: tables have them, charts leave them "
+                 "out, and they have no page.")
     return section("runs", "Runs", tag("ul", *failed, class_="failures") if failed else None,
                    scroller("Table of runs", table, tall=True), lead=lead)
 
@@ -99,15 +102,31 @@ class _Anchors:
     """Where the runs of a cell of a table stand on the page."""
 
     def __init__(self, sweep: SweepFiles):
-        self._groups = {run.group: run.labels for run in sweep.finished}
+        seeds: dict[tuple[tuple[str, Any], ...], list[Any]] = {}
+        for run in sweep.finished:
+            seeds.setdefault(run.group, []).append(run.labels.get("seed"))
+        self._groups = [(dict(group), found, f"#{_slug(group)}") for group, found in seeds.items()]
+        self._known: dict[str, str | None] = {}
 
-    def of(self, group: Any) -> str | None:
-        if not isinstance(group, dict) or not group:
+    def of(self, cell: dict[str, Any]) -> str | None:
+        """The row of its group of runs in the list of them, or the list where there are several;
+        None of what is no figure, or not ours."""
+        if cell["text"] in ("", "–") or cell.get("tone") == "quiet":
             return None
-        for key, labels in self._groups.items():
-            if all(labels.get(name) == value for name, value in group.items()):
-                return f"#{_slug(key)}"
-        return None
+        group = cell.get("group")
+        if not isinstance(group, dict) or not group:
+            return None if number(cell.get("value")) is None else _ALL
+        key = repr(group)
+        if key not in self._known:
+            self._known[key] = self._search(group)
+        return self._known[key]
+
+    def _search(self, group: dict[str, Any]) -> str | None:
+        rest = {name: value for name, value in group.items() if name != "seed"}
+        found = [anchor for labels, seeds, anchor in self._groups
+                 if all(labels.get(name) == value for name, value in rest.items())
+                 and ("seed" not in group or group["seed"] in seeds)]
+        return found[0] if len(found) == 1 else _ALL if found else None
 
 
 def _slug(group: tuple[tuple[str, Any], ...]) -> str:
@@ -127,19 +146,20 @@ def _table(table: dict[str, Any], anchors: _Anchors) -> Markup:
                  for i, cell in enumerate(row)]
         rows.append(tag("tr", *cells, class_="begins" if names == 2 and first != before else None))
         before = first
-    drawn = tag("table", tag("thead", head), tag("tbody", *rows),
+    columns = len(table["columns"])
+    drawn = tag("table", tag("thead", head), tag("tbody", *rows), style=f"--columns:{columns}",
                 class_="devices figures heat" if heat else "devices figures")
     return tag("figure", tag("figcaption", tag("h3", table["title"])),
                scroller(table["title"], drawn),
                tag("p", table["note"], class_="note") if table.get("note") else None,
-               class_="wide")
+               class_="wide sideways" if columns > _UPRIGHT else "wide")
 
 
 def _cell(cell: dict[str, Any], anchors: _Anchors, *, heading: bool, heat: bool, blank: bool
           ) -> Markup:
     text = "" if blank else cell["text"]
     mark = {"up": " ▲", "down": " ▼"}.get(cell.get("tone") or "", "")
-    target = anchors.of(cell.get("group")) if text and not heading else None
+    target = None if heading else anchors.of(cell)
     inner = tag("a", text + mark, href=target) if target else text + mark
     if cell.get("strong"):
         inner = tag("b", inner)

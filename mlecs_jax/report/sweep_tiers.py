@@ -23,7 +23,7 @@ def times_section(sweep: SweepFiles) -> Markup | None:
         return None
     return section("times", "Over simulated time", grid(*panels),
                    lead="Validation MAE of the global model at the simulated second at which each "
-                   "version was made; a line per seed. Lower is better.")
+                   "version was made; a line per seed. Lower is better." + sweep.left_out)
 
 
 def _panel(title: str, runs: list[SweepRun]) -> Markup | None:

@@ -14,7 +14,7 @@ from mlecs_jax.report.svg import DotRow, dot_rows
 
 _ROWS = 24  # edges with a row of their own in the drawing
 _HEADS = ("edge", "training segments", "of its ends", "validation", "test", "speed", "reports",
-          "staleness, mean", "staleness, max", "MAE, global", "MAE, personalised", "change")
+          "staleness, mean", "staleness, max", "MAE, global", "MAE, personal\u00adised", "change")
 
 
 def edges_section(run: RunFiles) -> Markup | None:
@@ -28,7 +28,8 @@ def edges_section(run: RunFiles) -> Markup | None:
         head = tag("tr", *(tag("th", name, scope="col", class_="n" if i else None)
                            for i, name in enumerate(_HEADS)))
         table = scroller("Table of edges", tag(
-            "table", tag("thead", head), tag("tbody", *rows), class_="devices figures"), tall=True)
+            "table", tag("thead", head), tag("tbody", *rows), class_="devices figures",
+            style=f"--columns:{len(_HEADS)}"), tall=True)
     drawn = _schedule(run, stale)
     if not table and not drawn:
         return None

@@ -14,6 +14,13 @@ from typing import Any
 
 EXECUTABLE = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
     "google-chrome")
+A4 = 695  # pixels between the margins of a page's style sheet, upright
+A4_SIDEWAYS = 1024
+TOO_WIDE_ON_PAPER = """
+[...document.querySelectorAll('body *')]
+  .filter(e => e.getBoundingClientRect().right > innerWidth + 0.5)
+  .map(e => e.tagName + '.' + (e.getAttribute('class') ?? '')).join(' ')
+"""
 _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -84,13 +91,34 @@ class Browser:
         """Shows a file at a viewport of the given size and waits until it is loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
                   deviceScaleFactor=1, mobile=width < 600)
-        self.call("Emulation.setEmulatedMedia", features=[
+        self.call("Emulation.setEmulatedMedia", media="", features=[
             {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         self.call("Page.navigate", url=page.resolve().as_uri())
         end = time.monotonic() + 20
         while self.evaluate("document.readyState + location.protocol") != "completefile:":
             assert time.monotonic() < end, "the page did not load in 20 s"
             time.sleep(0.05)
+
+    def on_paper(self, *, width: int) -> None:
+        """Shows the page that is open as it prints, on paper of a width in pixels."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900,
+                  deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", media="print")
+
+    def press(self, key: str) -> None:
+        """A key by its name, where the focus is."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def tap(self, element: str) -> None:
+        """A finger touches the middle of an element, a JavaScript expression, and is lifted."""
+        self.evaluate(f"{element}.scrollIntoView({{block: 'center'}})")
+        x, y = self.evaluate(f"(() => {{ const r = {element}.getBoundingClientRect(); "
+                             "return [r.x + r.width / 2, r.y + r.height / 2]; })()")
+        self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.call("Emulation.setTouchEmulationEnabled", enabled=False)
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""

@@ -1,5 +1,6 @@
 """Markup, axes and the summaries behind the charts."""
 
+import re
 
 import pytest
 
@@ -14,7 +15,7 @@ from mlecs_jax.report.axes import (
 )
 from mlecs_jax.report.curves import Crowd
 from mlecs_jax.report.markup import Markup, escape, join, tag
-from mlecs_jax.report.svg import Line, line_chart, shorten
+from mlecs_jax.report.svg import DotRow, Interval, Line, dot_rows, forest, in_lines, line_chart
 
 
 def test_tag_escapes_what_is_not_markup():
@@ -92,5 +93,30 @@ def test_lines_break_at_gaps():
     assert "None" not in chart
 
 
-def test_long_names_are_cut():
-    assert shorten("short", 10) == "short" and shorten("much too long", 5) == "much…"
+def test_long_names_take_several_lines():
+    assert in_lines("short", 10) == ["short"] and in_lines("", 10) == [""]
+    assert in_lines("Local + public, mixed", 17) == ["Local + public,", "mixed"]
+    assert in_lines("Co-PLMs (approximation)", 16) == ["Co-PLMs", "(approximation)"]
+    assert in_lines("nowhere_to_break", 7) == ["nowhere", "_to_bre", "ak"]
+
+
+def test_rows_of_charts_have_whole_names_and_room_for_them():
+    """Two lines of a name push the rows below down by one line, and the chart is as much taller."""
+    axis = linear_axis([0.0, 1.0])
+    names = ("Local + public", "Local + public, mixed", "Co-PLMs (approximation)")
+    drawn = [forest([Interval(name, 0.5, 0.4, 0.6, "") for name in names], axis, label="x",
+                    x_label="y"),
+             dot_rows([DotRow(name, [0.5], "dev", [""]) for name in names], axis, label="x",
+                      x_label="y")]
+    short = forest([Interval("a", 0.5, 0.4, 0.6, "")] * 3, axis, label="x", x_label="y")
+    for chart in drawn:
+        assert "…" not in chart
+        lines = re.findall(r'y="([\d.]+)" class="row end">([^<]*)<', chart)
+        assert [line for _, line in lines] == [
+            "Local + public", "Local + public,", "mixed", "Co-PLMs", "(approximation)"]
+        places = [float(y) for y, _ in lines]
+        assert places == sorted(places) and min(
+            b - a for a, b in zip(places, places[1:], strict=False)) >= 12
+    tall, low = (int(re.search(r'viewBox="0 0 360 (\d+)"', chart)[1])
+                 for chart in (drawn[0], short))
+    assert tall == low + 2 * 13

@@ -141,10 +141,16 @@ def test_runs_without_files_of_their_own_do_not_hide_the_kind_of_data(tmp_path):
     content = json.loads((folder / "sweep.json").read_text())
     content["runs"] = content["runs"][-1:]
     (folder / "sweep.json").write_text(json.dumps(content))
-    assert "Counted" in write_sweep_report(folder).read_text()
+    page = write_sweep_report(folder).read_text()
+    assert '<span class="badge counted">Counted</span>' in page and "<aside" not in page
+    assert "counted::before" not in page  # ⚠ is for data that are not real
     content["runs"][0]["data_source"] = "simulated"
     (folder / "sweep.json").write_text(json.dumps(content))
     assert "Simulated data" in write_sweep_report(folder).read_text()
+    content["runs"][0]["data_source"] = None
+    (folder / "sweep.json").write_text(json.dumps(content))
+    assert '<span class="badge none">Unlabelled data</span>' in (
+        write_sweep_report(folder).read_text())
 
 
 @pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium installed")

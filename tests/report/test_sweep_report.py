@@ -6,9 +6,9 @@ import re
 import shutil
 
 import pytest
-from browser import EXECUTABLE, Browser
+from browser import A4, A4_SIDEWAYS, EXECUTABLE, TOO_WIDE_ON_PAPER, Browser
 from made_up_runs import made_up_run, write_run
-from made_up_sweeps import METHODS, write_sweep
+from made_up_sweeps import MANY_METHODS, METHODS, write_sweep, write_wide_sweep
 
 from mlecs_jax.errors import UserError
 from mlecs_jax.report.__main__ import main
@@ -27,6 +27,19 @@ def page(sweep):
     return write_sweep_report(sweep).read_text()
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Two settings of 12 with all runs, and rows of an earlier sweep."""
+    folder = write_wide_sweep(tmp_path_factory.mktemp("wide"))
+    write_sweep_report(folder)
+    return folder
+
+
+def part_of(page: str, anchor: str) -> str:
+    start = page.index(f'<section id="{anchor}"')
+    return page[start:page.index("</section>", start)]
+
+
 def test_all_parts_are_there(page):
     assert re.findall(r'<section id="(\w+)"', page) == [
         "findings", "differences", "tables", "learning", "communication", "modalities",
@@ -42,6 +55,81 @@ def test_every_link_leads_somewhere(sweep, page):
     assert len([a for a in anchors if a.startswith("g")]) == 2 * len(METHODS)
     runs = {t for t in targets if not t.startswith("#")}
     assert len(runs) == 36 and all((sweep / t).parent.is_dir() for t in runs)
+
+
+def test_every_figure_of_ours_leads_to_its_runs(page):
+    tables = part_of(page, "tables")
+    assert "Every figure of ours leads to its runs" in tables
+    bare = re.findall(r'<td class="([^"]*)"[^>]*>(?:<b>)?([^<]+)<', tables)
+    assert {text for kind, text in bare if "quiet" not in kind} == {"–"}
+    assert any("quiet" in kind for kind, _ in bare)  # the paper's own lead nowhere
+    others = len(METHODS) - 1
+    assert tables.count('href="#runs"') == 2 * 2 * others  # columns 'all' of two methods of ours
+
+
+def test_figures_of_several_groups_of_runs_lead_to_the_list(sweep, tmp_path):
+    """A group that names a part of the labels, or a seed."""
+    content = json.loads((sweep / "sweep.json").read_text())
+    runs = [run["labels"] for run in content["runs"]]
+    cells = [{"text": text, "group": group} for text, group in (
+        ("1", {"method": "ml_ecs"}), ("2", {"method": "ml_ecs", "rho": 0.5}), ("3", runs[0]),
+        ("4", runs[0] | {"seed": 9}), ("5", {"method": "nobody"}), ("6", None), ("7", {}))]
+    content["tables"] = [{"title": "x", "columns": [""] * 8, "rows": [[{"text": "row"}, *cells]]}]
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    tables = part_of(write_sweep_report(tmp_path).read_text(), "tables")
+    found = dict(re.findall(r'<a href="#(\w+)">(\d)</a>', tables))
+    assert [key for key, text in found.items() if text == "1"] == ["runs"]
+    assert sorted(re.findall(r">(\d)</a>", tables)) == ["1", "2", "3"]
+    assert len({anchor for anchor in found if anchor.startswith("g")}) == 1  # 2 and 3 are one row
+
+
+def test_a_page_says_which_sweep_it_is(sweep, page, wide, tmp_path):
+    assert "<title>Table 1: every method · UR-Fall</title>" in page
+    assert '<h1>Table 1: every method <span class="which">· UR-Fall</span></h1>' in page
+    assert "<dt>data set</dt><dd>UR-Fall</dd>" in page and "<dt>name</dt>" not in page
+    named = (wide / "report.html").read_text()
+    assert "<title>Where collaboration pays · UR-Fall · ten</title>" in named
+    assert '· UR-Fall</span> <span class="which">· ten</span></h1>' in named
+    assert "<dt>name</dt><dd>ten</dd>" in named
+    content = json.loads((sweep / "sweep.json").read_text()) | {"name": ""}
+    content["runs"][0]["labels"]["dataset"] = "vast"
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    both = write_sweep_report(tmp_path).read_text()
+    assert "<title>Table 1: every method · VAST, UR-Fall</title>" in both
+    assert "<dt>data sets</dt><dd" in both and "<dt>name</dt>" not in both
+    (tmp_path / "sweep.json").write_text(json.dumps(content | {"name": "<b>"}))
+    assert " · &lt;b&gt;</title>" in write_sweep_report(tmp_path).read_text()
+
+
+def test_rows_of_an_earlier_sweep_are_in_tables_and_charts_say_that_they_lack_them(wide):
+    page = (wide / "report.html").read_text()
+    count = 11 * len(MANY_METHODS)
+    assert f"{24 * len(MANY_METHODS)} runs, {count} of them rows of an earlier sweep" in page
+    for anchor in ("learning", "communication", "modalities", "confusion"):
+        assert "Without runs that are rows of an earlier sweep: 11 of 24 of each." in (
+            part_of(page, anchor))
+    runs = part_of(page, "runs")
+    assert runs.count(">1: row</span>") == count
+    assert f"{count} are rows of an earlier sweep: tables have them, charts leave them out" in runs
+    assert ">25 labels, public unlabelled, ρ=.5</th>" in part_of(page, "tables")
+    files = read_sweep(wide)
+    some = [dataclasses.replace(run, earlier=run.labels["method"] == "co_plms")
+            for run in files.runs]
+    assert dataclasses.replace(files, runs=tuple(some)).left_out == (
+        " Without runs that are rows of an earlier sweep: 24 of 24 of Co-PLMs (approximation).")
+
+
+def test_a_page_of_rows_alone_has_tables_and_no_charts(wide, tmp_path):
+    """Settings are named as in a sweep that made its runs: by what sets them apart."""
+    content = json.loads((wide / "sweep.json").read_text())
+    content["runs"] = [run for run in content["runs"] if run["earlier"]]
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    page = write_sweep_report(tmp_path).read_text()
+    assert re.findall(r'<section id="(\w+)"', page) == [
+        "findings", "differences", "tables", "runs", "setup"]
+    assert "Real data" in page
+    assert "<td>ρ 0.8, labels per device 25, public labels: no, labelled at the server 1</td>" in (
+        part_of(page, "runs"))
 
 
 def test_curves_have_bands_and_forests_their_intervals(page):
@@ -177,3 +265,53 @@ def test_page_fits_is_silent_and_prints(sweep, page, tmp_path, width, dark):
         assert set(browser.requests) == {path.resolve().as_uri()}
         printed = browser.pdf(tmp_path / "sweep.pdf").read_bytes()
         assert printed.startswith(b"%PDF") and 2 <= printed.count(b"/Type /Page\n") <= 20
+        browser.on_paper(width=A4)
+        assert browser.evaluate(TOO_WIDE_ON_PAPER) == ""
+
+
+@pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium installed")
+def test_wide_tables_fit_on_paper(wide, tmp_path):
+    """Those of many columns lie on their side, in type that can be read."""
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(wide / "report.html", width=1200)
+        printed = browser.pdf(tmp_path / "wide.pdf").read_bytes()
+        assert printed.count(b"/MediaBox [0 0 595") > 1 and printed.count(b"/MediaBox [0 0 841") > 1
+        for width in (A4, A4_SIDEWAYS):
+            browser.on_paper(width=width)
+            assert browser.evaluate(TOO_WIDE_ON_PAPER) == ""
+            assert browser.evaluate("document.documentElement.scrollWidth") == width
+        assert browser.evaluate("Math.min(...[...document.querySelectorAll('.figures td')].map("
+                                "cell => parseFloat(getComputedStyle(cell).fontSize)))") >= 9
+
+
+_HEADINGS = """
+(() => {
+  const found = [];
+  for (const box of document.querySelectorAll('.scroll:has(.figures)'))
+    for (const far of [0, 60, 120, 200, 1e6]) {
+      box.scrollLeft = far;
+      const left = box.getBoundingClientRect().left;
+      for (const row of box.querySelectorAll('tbody tr')) {
+        const names = [...row.querySelectorAll('th')].map(name => name.getBoundingClientRect());
+        const last = names.at(-1);
+        found.push({wide: last.width / box.clientWidth, moved: box.scrollLeft,
+                    off: last.left - left, last: far === 1e6,
+                    covered: names.length > 1 ? names[0].right - last.left : 0});
+      }
+    }
+  return found;
+})()
+"""
+
+
+@pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium installed")
+def test_one_heading_of_a_row_stays_on_a_phone(wide, tmp_path):
+    """The method; the setting before it scrolls away. Neither covers the other, and there is room
+    for figures beside them."""
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(wide / "report.html", width=360)
+        rows = browser.evaluate(_HEADINGS)
+        assert browser.evaluate("document.documentElement.scrollWidth") == 360
+    assert len([row for row in rows if row["moved"]]) > 100
+    assert max(row["covered"] for row in rows) < 1 and max(row["wide"] for row in rows) < 0.5
+    assert max(abs(row["off"]) for row in rows if row["last"]) < 1
