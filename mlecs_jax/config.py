@@ -421,7 +421,24 @@ def parse(values: Mapping[str, Any]) -> Config:
                         ("data.simulated_seed", config.data.simulated_seed)):
         if not 0 <= value < 2**31:
             raise UserError(f"{name} is {value}; give a whole number from 0 to 2147483647")
+    for name, backbone in (("model.slm", config.model.slm), ("model.llm", config.model.llm),
+                           ("method.co_plms.proxy", config.method.co_plms.proxy)):
+        check_backbone(name, backbone)
     return config
+
+
+def check_backbone(key: str, name: str) -> None:
+    """Raises UserError, naming the key, for the name of no backbone; directories are looked at
+    where they are read."""
+    from mlecs_jax.models import zoo  # imports jax
+
+    shape = name.removeprefix("pretrained:")  # see mlecs_jax.backbones
+    if shape.startswith(zoo.DIRECTORY):
+        return
+    try:
+        zoo.decoder_config(shape, 1)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def typed(kind: type, values: Mapping[str, Any], where: str = "") -> Any:
@@ -433,9 +450,10 @@ def typed(kind: type, values: Mapping[str, Any], where: str = "") -> Any:
     """
     hints = typing.get_type_hints(kind)
     optional = {f.name for f in dataclasses.fields(kind) if f.default is None}
-    for name in (set(values) ^ set(hints)) - (optional - set(values)):
-        problem = "is unknown" if name in values else "is missing"
-        raise UserError(f"config key '{where}{name}' {problem}; known keys: {', '.join(hints)}")
+    wrong = {name: "unknown" for name in values if name not in hints} | {
+        name: "missing" for name in hints if name not in values and name not in optional}
+    for name, problem in wrong.items():
+        raise UserError(f"config key '{where}{name}' is {problem}; known keys: {', '.join(hints)}")
     fields = {}
     for name, hint in hints.items():
         value = values.get(name)
@@ -444,8 +462,10 @@ def typed(kind: type, values: Mapping[str, Any], where: str = "") -> Any:
                 continue
             hint = next(part for part in typing.get_args(hint) if part is not type(None))
         if dataclasses.is_dataclass(hint):
-            fields[name] = typed(typing.cast(type, hint), typing.cast(Mapping[str, Any], value),
-                                 f"{where}{name}.")
+            if not isinstance(value, Mapping):
+                raise UserError(f"config key '{where}{name}' is {value!r}; give a group of "
+                                f"{', '.join(f.name for f in dataclasses.fields(hint))}")
+            fields[name] = typed(typing.cast(type, hint), value, f"{where}{name}.")
         else:
             fields[name] = _scalar(hint, value, where + name)
     return kind(**fields)

@@ -7,6 +7,7 @@ kit, on its own machine: ``--kit=DIR --input=FILE``.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: list[str]) -> None:
     parser = _parser()
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command '{argv[0]}'; {hint} (--help shows all options)")
     if argv[:1] not in ([name] for name in (*COMMANDS, "-h", "--help")):
         argv = ["answer", *argv]
     arguments = parser.parse_args(argv)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mlecs_jax import cli
-from mlecs_jax.config import typed
+from mlecs_jax.config import check_backbone, typed
 from mlecs_jax.errors import UserError, exit_code
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def parse(values: Mapping[str, Any]) -> Config:
     if config.model.positions < t.length:
         raise UserError(f"model.positions is {config.model.positions}; give at least train.length, "
                         f"{t.length}")
+    check_backbone("model.name", config.model.name)
     return config
 
 
@@ -186,8 +187,11 @@ def read(data: DataConfig) -> tuple[list[str], str]:
 
     if data.files:
         return corpus.read(data.files), "real"
-    name, *flags = shlex.split(data.experiment) or [""]
-    values, _ = cli.parse(["pretrain", f"--config={name}", *flags], USAGE, {})
+    try:
+        name, *flags = shlex.split(data.experiment) or [""]
+        values, _ = cli.parse(["pretrain", f"--config={name}", *flags], USAGE, {}, (cli.ML_ECS,))
+    except (UserError, ValueError) as error:  # ValueError: of quotes that do not close
+        raise UserError(f"data.experiment is '{data.experiment}': {error}") from None
     if not values.get("captions"):
         raise UserError(f"data.experiment is '{data.experiment}', which has no captions; name a "
                         "captioning config such as vast, or text in data.files")
@@ -293,7 +297,7 @@ def default_workdir(config: Config) -> str:
 
 def main(argv: list[str]) -> int:
     """Trains or resumes; returns the exit code."""
-    values, options = cli.parse(argv, USAGE, {"workdir": ""})
+    values, options = cli.parse(argv, USAGE, {"workdir": ""}, (cli.TEXT,))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's cache chatter is not the user's
     config = parse(values)
     workdir = Path(options["workdir"] or default_workdir(config))

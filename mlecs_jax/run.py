@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlecs_jax import cli
+from mlecs_jax.cli import MEGA
 from mlecs_jax.errors import exit_code
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ USAGE = """usage: python -m mlecs_jax.run --config=NAME[:VARIANT] [--config.KEY=
   --grace    seconds from SIGTERM to the end of the round, which is saved; after them the run ends
              at once (default: 20)"""
 
-MEGA = "mega_ce2"
 OPTIONS = {"workdir": "", "distributed": "", "coordinator": "", "processes": "", "process": "",
            "grace": ""}
 
@@ -46,9 +46,9 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's cache chatter is not the user's
     from mlecs_jax import distributed
 
+    launch, grace = distributed.launch(options), distributed.grace(options)
     config = _parse(values)
     workdir = Path(options["workdir"] or default_workdir(config))
-    launch, grace = distributed.launch(options), distributed.grace(options)
     if launch is not None:
         config = distributed.spread(config)
     with distributed.joined(launch, grace) as group:

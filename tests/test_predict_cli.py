@@ -267,6 +267,8 @@ def test_the_cost_of_missing_modalities(clips, capsys):
     (["score", "--run=RUN", "--without=smell"], "'smell' is no modality of this run"),
     (["rows", "--run=RUN", "--device=0", "--out=x.csv"], "ends in .npz"),
     (["--frobnicate"], "required"),
+    (["anwser", "--run=x"], "unknown command 'anwser'; did you mean answer?"),
+    (["frobnicate"], "unknown command 'frobnicate'; use answer, rows, export, score"),
 ])
 def test_bad_commands_are_one_line(falls, capsys, arguments, message):
     assert call(*(a.replace("RUN", str(falls[0])) for a in arguments)) == 2

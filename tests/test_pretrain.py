@@ -34,7 +34,8 @@ def texts(tmp_path):
 def config(texts, **changes):
     changes = {"data.held_out": 0.2} | changes
     values, _ = cli.parse(["pretrain", "--config=lm_small:smoke", f"--config.data.files={texts}",
-                           *(f"--config.{k}={v}" for k, v in changes.items())], "", {"workdir": ""})
+                           *(f"--config.{k}={v}" for k, v in changes.items())], "", {"workdir": ""},
+                          (cli.TEXT,))
     return pretrain.parse(values)
 
 
@@ -114,7 +115,7 @@ def test_the_default_reads_public_training_text_alone(monkeypatch, tmp_path):
     experiment = configs.parse(values)
     samples = sources.load(experiment.data, experiment.captions)
     split = partition(samples, experiment.partition_config())
-    default, _ = cli.parse(["pretrain", "--config=lm_small"], "", {})
+    default, _ = cli.parse(["pretrain", "--config=lm_small"], "", {}, (cli.TEXT,))
     assert default["data"]["experiment"] == "vast" and not default["data"]["files"]
     documents, source = pretrain.read(pretrain.DataConfig(flags, "", 0.02))
     assert source == "simulated"
@@ -124,8 +125,13 @@ def test_the_default_reads_public_training_text_alone(monkeypatch, tmp_path):
     assert not {samples.texts[row] for row in others} & set(documents)
     with pytest.raises(UserError, match="'ur_fall', which has no captions"):
         pretrain.read(pretrain.DataConfig("ur_fall", "", 0.02))
-    with pytest.raises(UserError, match="unknown config 'nowhere'"):
-        pretrain.read(pretrain.DataConfig("nowhere", "", 0.02))
+    for experiment, message in (
+            ("nowhere", "data.experiment is 'nowhere': unknown config 'nowhere'"),
+            ("lm_small", "data.experiment is 'lm_small': config 'lm_small' is for python -m"),
+            ("mosi", "data.experiment is 'mosi': config 'mosi' is for runs of Mega-CE²"),
+            ("vast 'x", "data.experiment is 'vast 'x': No closing quotation")):
+        with pytest.raises(UserError, match=message):
+            pretrain.read(pretrain.DataConfig(experiment, "", 0.02))
 
 
 def test_documents_of_text_and_json(tmp_path, monkeypatch):
@@ -186,7 +192,7 @@ def test_values_out_of_range(texts, changes, message):
     ({"data.files": "$MLECS_UNSET/x"}, "environment variable MLECS_UNSET"),
     ({"tokenizer.vocabulary": 12}, "tokenizer.vocabulary is 12"),
     ({"tokenizer.directory": "absent"}, "holds neither tokenizer.json nor"),
-    ({"model.name": "gpt5"}, "unknown backbone 'gpt5'"),
+    ({"model.name": "gpt5"}, "^model.name: unknown backbone 'gpt5'"),
     ({"train.length": 200, "data.held_out": 0.1}, "make no window of 201"),
 ])
 def test_what_cannot_be_trained_on(texts, tmp_path, changes, message):

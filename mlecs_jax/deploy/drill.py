@@ -86,9 +86,7 @@ def rows(liars: int) -> list[Row]:
 def main(argv: list[str]) -> int:
     """Runs the drill and prints its table; returns the exit code."""
     values, options = cli.parse(argv, USAGE, {"out": "", "only": "", "poisoned": "0.2",
-                                              "poison": "5"})
-    if systems.of(values).name != "ml_ecs":
-        raise UserError("the drill is of ml_ecs; use --config=ur_fall or one like it")
+                                              "poison": "5"}, (cli.ML_ECS,))
     if not options["out"]:
         raise UserError("no folder given; use --out=DIR")
     try:

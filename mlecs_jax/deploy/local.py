@@ -28,7 +28,7 @@ from mlecs_jax.errors import UserError
 USAGE = """usage: python -m mlecs_jax.deploy local [--devices=3] [--config=ur_fall]
                                      [--config.KEY=VALUE …] [--workdir=DIR] [--deadline=S]
 
-  --devices   how many device processes
+  --devices   how many device processes, or their names with commas
   --workdir   folder of the run; the same command again resumes it
               (default: runs/deploy-DATASET-METHOD-<hash of the config>)
   --deadline  seconds a device has for an answer"""

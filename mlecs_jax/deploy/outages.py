@@ -46,9 +46,7 @@ CLOUDS = ("cloud", "all")  # of them the cloud's
 def main(argv: list[str]) -> int:
     """Runs the outages and prints a table; returns the exit code."""
     values, options = cli.parse(argv, USAGE, {"workdir": "", "devices": "3", "deadline": "10",
-                                              "only": ",".join(OUTAGES)})
-    if systems.of(values).name != "ml_ecs":
-        raise UserError("outages are measured of ml_ecs; use --config=ur_fall or one like it")
+                                              "only": ",".join(OUTAGES)}, (cli.ML_ECS,))
     if not options["workdir"]:
         raise UserError("no folder given; use --workdir=DIR")
     chosen = options["only"].split(",")

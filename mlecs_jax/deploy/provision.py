@@ -36,7 +36,7 @@ USAGE = """usage: python -m mlecs_jax.deploy provision --config=NAME [--config.K
          [--min-devices=N] [--wait=S] [--limit-bytes=N] [--days=N]
        python -m mlecs_jax.deploy provision --add=NAME --out=DIR [--days=N]
 
-  --devices        how many (edge-0, edge-1, …), or their names
+  --devices        how many (edge-0, edge-1, …), or their names; of one alone: NAME,
   --out            a new folder; one folder per participant is written into it
   --address        where the cloud listens and devices find it (default: 127.0.0.1:8443)
   --split-dataset  deal the config's dataset: every participant's folder gets its own rows
@@ -96,13 +96,16 @@ def roster(devices: str) -> tuple[str, ...]:
     """Names of the devices, of a number or a list.
 
     Raises:
-      UserError: neither.
+      UserError: neither; also one name alone, which may be a number with a typing error.
     """
-    if devices.isdigit() and int(devices) > 0:
+    if devices.isdecimal() and int(devices) > 0:
         return tuple(f"edge-{j}" for j in range(int(devices)))
     names = tuple(name.strip() for name in devices.split(",") if name.strip())
     if not names:
         raise UserError("no devices given; use --devices=3 or --devices=NAME,NAME,…")
+    if "," not in devices:
+        raise UserError(f"--devices is '{devices}'; give a number from 1, or names with commas "
+                        "between them (one device: 'NAME,')")
     return names
 
 

@@ -238,5 +238,8 @@ def of(values: Values) -> System:
 
 
 def with_devices(values: Values, count: int) -> dict[str, Any]:
-    """A configuration of so many devices."""
+    """A configuration of so many devices; without groups to say it in, as it is, for ``parse`` to
+    refuse."""
+    if not isinstance(values.get("partition"), Mapping):
+        return dict(values)
     return {**values, "partition": {**values["partition"], of(values).devices: count}}

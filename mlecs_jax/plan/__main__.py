@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
             raise UserError("--write-docs goes with --target=TARGET,… alone")
         docs_page.write(Path("docs/plan.md"), chosen[0].split(",") if chosen else None)
         return 0
-    values, options = cli.parse(argv, USAGE, {"target": "", "json": "", "memory": "", "rows": ""})
+    values, options = cli.parse(argv, USAGE, {"target": "", "json": "", "memory": "", "rows": ""},
+                                (cli.ML_ECS,))
     if not options["target"]:
         raise UserError("no target given; use --target=h200, v5e:4x4, v5p:2x2x2, v6e:4x4, …")
     target = targets.parse(options["target"])

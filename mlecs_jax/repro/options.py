@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlecs_jax import cli
+from mlecs_jax.cli import MEGA
 from mlecs_jax.errors import UserError
 from mlecs_jax.repro.accelerators import default_processes
 from mlecs_jax.repro.job import Job, Label, Values
-from mlecs_jax.run import MEGA
 
 Item = TypeVar("Item", str, int, float)
 USAGE = """python -m mlecs_jax.repro SYSTEM ARTEFACT [options] [--config.KEY=VALUE …]
@@ -162,6 +162,10 @@ class Options:
 
 @functools.cache
 def _base(dataset: str, preset: str, data: str, overrides: tuple[str, ...]) -> Values:
+    name, colon, variant = dataset.partition(":")
+    if colon:
+        raise UserError(f"--dataset={dataset} names a variant; use --dataset={name} "
+                        f"--preset={variant or preset}")
     values, _ = cli.parse(
         ["repro", f"--config={dataset}:{preset}", f"--config.data.source={data}", *overrides],
         USAGE, {})

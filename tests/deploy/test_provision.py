@@ -127,8 +127,12 @@ def test_a_session_grows_by_devices_and_by_nothing_else(tmp_path):
       "--config.cloud.steps=5"], "has no segments to train on"),
     (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--train-rows=9",
       "--config.method.name=fedmllm"], "a deployment runs ml_ecs or mega_ce2"),
-    (["drill", "--config=mosi:smoke"], "the drill is of ml_ecs"),
-    (["outages", "--config=mosi:smoke", "--workdir=x"], "outages are measured of ml_ecs"),
+    (["drill", "--config=ur_fall", "--config.method.name=fedmllm", "--out=x"],
+     "a deployment runs ml_ecs or mega_ce2"),
+    (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--train-rows=9",
+      "--config.model.slm=gpt9"], "model.slm: unknown backbone 'gpt9'"),
+    (["drill", "--config=mosi:smoke"], "'mosi' is for runs of Mega-CE²"),
+    (["outages", "--config=mosi:smoke", "--workdir=x"], "'mosi' is for runs of Mega-CE²"),
     (["provision", "--config=ur_fall", "--out=x"], "no devices given"),
     (["provision", "--config=ur_fall", "--out=x", "--devices=2"], "train-rows"),
     (["provision", "--config=ur_fall", "--out=x", "--devices=2", "--address=here"],
@@ -146,12 +150,23 @@ def test_a_session_grows_by_devices_and_by_nothing_else(tmp_path):
     (["status", "--workdir=x"], "no status.json in x"),
     (["outages", "--config=ur_fall"], "no folder given"),
     (["locl"], "unknown command 'locl'"),
+    (["local", "--devices=x"], "--devices is 'x'; give a number from 1, or names with commas"),
+    (["local", "--devices=0"], "--devices is '0'; give a number from 1"),
+    (["provision", "--config=ur_fall", "--out=x", "--devices=²", "--train-rows=9"],
+     "--devices is '²'; give a number from 1, or names with commas between them .one device: "),
     (["local", "--devices=none,cloud"], "'cloud' is no name for a device")])
 def test_bad_commands(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         command.main(["deploy", *arguments])
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("text,names", [
+    ("1", ("edge-0",)), ("3", ("edge-0", "edge-1", "edge-2")), ("hall,bath", ("hall", "bath")),
+    ("hall, bath,", ("hall", "bath")), ("hall,", ("hall",))])
+def test_devices_are_counted_or_named(text, names):
+    assert provision.roster(text) == names
 
 
 @pytest.mark.parametrize("name", ["server", "cloud", "localhost", "127.0.0.1", "10.0.0.7", "a.b",

@@ -300,6 +300,7 @@ def test_new_options_leave_the_keys_of_cached_runs(method, key):
     (("table1", "--methods="), "--methods is ''; give names"),
     (("ablation", "--config.method.mma=False"), "method.mma does nothing in mlecs ablation"),
     (("table1", "--dataset=mosi"), "--dataset=mosi is for mega"),
+    (("table1", "--dataset=ur_fall:smoke"), "use --dataset=ur_fall --preset=smoke"),
 ])
 def test_refusals(arguments, message):
     with pytest.raises(UserError, match=message):
