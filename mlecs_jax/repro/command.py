@@ -118,10 +118,7 @@ def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, secon
     if "simulated" in found.sources:
         console.print("[bold yellow]SIMULATED DATA: these figures say nothing about real "
                       "ones.[/bold yellow]")
-    codes: dict[str, set[str]] = {}
-    for run in found.runs:
-        codes.setdefault(str(run.labels["method"]), set()).add(run.code)
-    mixed = [method for method, versions in codes.items() if len(versions) > 1]
+    mixed = [method for method, codes in results.versions(found).items() if len(codes) > 1]
     if mixed:
         console.print(f"runs of {', '.join(mixed)} were made by several versions of the sources",
                       soft_wrap=True)

@@ -20,7 +20,7 @@ from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro import render
 from mlecs_jax.repro.earlier import SECONDS
 from mlecs_jax.repro.options import Options
-from mlecs_jax.repro.results import Results, Run
+from mlecs_jax.repro.results import Results, Run, versions
 from mlecs_jax.repro.tables import Findings
 
 HEAD = """# Results
@@ -116,9 +116,7 @@ def _runs_text(results: Results) -> str:
 
 def versions_text(results: Results) -> str:
     """Of how many versions of its own sources the runs of each method are."""
-    codes: dict[str, set[str]] = {}
-    for run in results.runs:
-        codes.setdefault(str(run.labels["method"]), set()).add(run.code)
+    codes = versions(results)
     mixed = [f"{proper(method)} {len(found)}" for method, found in codes.items() if len(found) > 1]
     if not mixed:
         return "The runs of each method are of one version of its sources."

@@ -18,6 +18,7 @@ from mlecs_jax.repro.engine import Outcome
 from mlecs_jax.repro.job import BEST_VAL, FINAL, Label, extra_file
 
 _SKIPPED = {"per_client", "confusion", "round"}
+SHAPES = "shapes"  # the source of data of which a run reads no more
 Row = dict[str, Any]
 
 
@@ -106,6 +107,16 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
     if not _chooses(outcome.job.values):
         summary["best_val"] = None
     return summary
+
+
+def versions(results: Results) -> dict[str, set[str]]:
+    """Of which versions of its sources the runs of each method are; counts by shapes alone, which
+    a loop of their own makes, left out."""
+    found: dict[str, set[str]] = {}
+    for run in results.runs:
+        if run.data_source != SHAPES:
+            found.setdefault(str(run.labels["method"]), set()).add(run.code)
+    return found
 
 
 def tidy(results: Results, workdir: Path) -> list[Row]:

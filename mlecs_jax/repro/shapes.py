@@ -20,6 +20,7 @@ from mlecs_jax.data.samples import Samples
 from mlecs_jax.models.multimodal import MultimodalModel
 from mlecs_jax.repro.code_version import code_version
 from mlecs_jax.repro.job import Provenance, Values
+from mlecs_jax.repro.results import SHAPES
 from mlecs_jax.setting import Setting
 
 STAND_INS = {"slm": "gpt2-1x16x2", "llm": "gptj-1x24x2"}  # hold the setting together, then go
@@ -27,7 +28,7 @@ STAND_INS = {"slm": "gpt2-1x16x2", "llm": "gptj-1x24x2"}  # hold the setting tog
 
 def provenance(values: Values) -> Provenance:
     """Counts depend on shapes: the data are whatever has them."""
-    return Provenance({"source": "shapes", "samples": 0, "sha256": ""},
+    return Provenance({"source": SHAPES, "samples": 0, "sha256": ""},
                       code_version(values["method"]["name"], __name__))
 
 

@@ -1,5 +1,6 @@
 """The command around a sweep of runs that train nothing: what it writes, and when."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def test_versions_are_counted_method_by_method():
 
     each = Results((run("ml_ecs", "a"), run("localpub", "b"), run("standalone", "c")))
     assert versions_text(each) == "The runs of each method are of one version of its sources."
+    counted = dataclasses.replace(run("ml_ecs", "e"), data_source="shapes")
+    assert versions_text(Results((*each.runs, counted))) == versions_text(each)
     mixed = Results((*each.runs, run("ml_ecs", "d")))
     assert versions_text(mixed) == ("Versions of their sources that the runs of a method are of: "
                                     "ML-ECS 2; of every other method one.")
