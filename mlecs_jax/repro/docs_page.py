@@ -107,11 +107,14 @@ def _runs_text(results: Results) -> str:
     """How many runs, how long they took, and how many were not made in this folder."""
     runs = {run.folder: run for run in results.runs}.values()
     timed = [run.seconds for run in runs if run.seconds is not None]
-    text = f"{counted(len(runs), 'run')}, {duration(sum(timed))} of worker time in all"
-    if len(timed) < len(runs):
-        text += f" but for {len(runs) - len(timed)} of which it is not known"
-    known = sum(run.earlier for run in runs)
-    return text + (f"; {known} of them rows of an earlier sweep" if known else "")
+    text = counted(len(runs), "run")
+    if timed:
+        text += f", {duration(sum(timed))} of worker time in all"
+        if len(timed) < len(runs):
+            text += f" but for {len(runs) - len(timed)} of which it is not known"
+    rows = sum(run.earlier for run in runs)
+    of_them = "all" if rows == len(runs) else f"{rows} of them"
+    return text + (f", {of_them} rows of an earlier sweep" if rows else "")
 
 
 def versions_text(results: Results) -> str:

@@ -39,7 +39,7 @@ def test_a_row_does_for_a_run(sweep, first, tmp_path, capsys):
     assert "1 run made in" in (said := capsys.readouterr().out) and "1 done before (1 by" in said
     page = (here / "results.md").read_text()
     assert "ml_ecs is there: 0.5." in page and "localpub is there: 0.75." in page
-    assert "2 runs, " in page and "; 1 of them rows of an earlier sweep" in page
+    assert "2 runs, " in page and ", 1 of them rows of an earlier sweep" in page
     (known, made), (before, _) = rows_of(here / CSV), rows_of(first)
     assert known == before and made["run"] != before["run"]
     report = (here / "mlecs-table1" / "report.html").read_text()
