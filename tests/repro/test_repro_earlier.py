@@ -110,6 +110,10 @@ def test_bad_files_are_one_line(sweep, first, tmp_path):
     strange.write_text("run,code,data_sha256,final.x\nr,c,d,high\n")
     with pytest.raises(UserError, match="strange.csv is no CSV file of a sweep: .*'high'"):
         sweep(f"--rows={strange}")
+    for row in ("r,c,d,1,2", "r", ",c,d,1"):
+        strange.write_text(f"run,code,data_sha256,final.x\n{row}\n")
+        with pytest.raises(UserError, match="strange.csv is no CSV file of a sweep: a row is"):
+            sweep(f"--rows={strange}")
     strange.write_bytes(b"\xff\xfe\x00run")
     with pytest.raises(UserError, match="strange.csv is no CSV file of a sweep"):
         sweep(f"--rows={strange}")
