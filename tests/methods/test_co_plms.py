@@ -9,7 +9,16 @@ from mlecs_jax import assemble, backbones, channel
 from mlecs_jax.configs import vast
 from mlecs_jax.errors import UserError
 from mlecs_jax.methods import co_plms
-from tests.methods.rounds import KEY, assert_close, build, moved, run
+from tests.methods.rounds import (
+    KEY,
+    UNEQUAL,
+    add_number,
+    assert_close,
+    begun,
+    build,
+    moved,
+    run,
+)
 from tests.small import config, samples
 
 NAME = {"method.name": "co_plms", "method.co_plms.proxy": "gpt2-1x8x2"}
@@ -17,7 +26,7 @@ NAME = {"method.name": "co_plms", "method.co_plms.proxy": "gpt2-1x8x2"}
 
 @pytest.fixture(scope="module")
 def trained():
-    setting, method, state = build(**NAME, **{"partition.rho": 1.0})
+    setting, method, state = build(**NAME, **UNEQUAL, **{"partition.rho": 1.0})
     before = jax.device_get(state)
     return setting, method, before, *run(method, state, rounds=1)
 
@@ -68,6 +77,24 @@ def test_the_server_has_its_steps_and_no_more(monkeypatch, steps, expected):
     method = co_plms.build(setting)
     run(method, method.init(KEY), rounds=2)
     assert taken == expected
+
+
+def test_server_weighs_by_numbers_of_samples(monkeypatch):
+    """By hand: devices of 60, 40 and 40 samples add 1, 2 and 3 to their own model in each of two
+    stages, to the proxy in the first; the server's training adds nothing. A round moves the
+    encoders by 2 · 13/7, the proxy's LoRA by 13/7, and the next begins there."""
+    noted = begun(monkeypatch, add_number)
+    monkeypatch.setattr(co_plms.programs, "compiled", lambda *args, **options: (
+        lambda shared, server, node: (server, {})))
+    _, method, state = build(**NAME, **UNEQUAL, **{"partition.rho": 1.0})
+    first = jax.device_get(state)
+    run(method, state)
+    (pair,) = noted[2]  # as the first stage of the second round begins
+    assert_close(pair["dpm"]["lora"], jax.tree.map(
+        lambda x: np.broadcast_to(x + 13 / 7, (3, *x.shape)), first.server["dpm"]["lora"]), 1e-6)
+    for name, sent in first.encoders[0].items():
+        assert_close(pair["own"]["extractor"][name], jax.tree.map(
+            lambda x: np.broadcast_to(x + 26 / 7, (3, *x.shape)), sent["encoder"]), 1e-6)
 
 
 def test_transfer_of_unknown_answers_reads_the_first_position_alone():

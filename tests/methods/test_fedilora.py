@@ -8,7 +8,7 @@ import pytest
 from mlecs_jax import channel
 from mlecs_jax.errors import UserError
 from mlecs_jax.methods import fedilora
-from tests.methods.rounds import build, run
+from tests.methods.rounds import KEY, UNEQUAL, begun, build, run
 
 NAME = {"method.name": "fedilora", "method.fedilora.ranks": "4,1"}
 
@@ -59,6 +59,38 @@ def test_editing_blends_the_least_alike_layer():
     again = fedilora.edit_least_alike(stack(local), stack(received), 0.95)
     np.testing.assert_allclose(again["blocks"]["a"][:, 1], got["block_1"]["a"], rtol=1e-6)
     np.testing.assert_allclose(again["blocks"]["a"][:, 0], got["block_0"]["a"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("r", "edit_below", "edited"), [
+    (0, 0.95, False), (1, 0.95, True), (2, 0.95, True), (1, 0.4, False)])
+def test_devices_edit_from_the_second_round_and_the_server_weighs_by_samples(
+        r, edit_below, edited, monkeypatch):
+    """By hand. Devices of ranks 4, 1, 4 and of 60, 40, 40 samples receive 1 in their own ranks.
+    Training leaves a quarter of the rows of A and adds 1, 2, 3 to B::
+
+        A: c = (1/4)/√(1/4) = 1/2 < .95; edited it is c · (1, 0, 0, 0) + (1 − c) · (1, 1, 1, 1)
+           = (1, ½, ½, ½), in quarters of the rows, and the same for all devices
+        B: rank 0 of all (60·2 + 40·3 + 40·4)/140 = 20/7, others of 0 and 2 (60·2 + 40·4)/100 = 2.8
+    """
+    def trained(params, clients):
+        (a, b), tree = jax.tree.flatten(params["lora"])
+        left = jnp.where(jnp.arange(a.shape[1])[:, None] < a.shape[1] // 4, a, 0.0)
+        number = (clients + 1.0).reshape(-1, 1, 1, 1)
+        return params | {"lora": tree.unflatten([left, jnp.where(b, b + number, 0.0)])}
+
+    noted = begun(monkeypatch, trained)
+    _, method, state = build(**NAME, **UNEQUAL, **{"method.fedilora.edit_below": edit_below})
+    ones = jax.tree.map(jnp.ones_like, state.broadcast)
+    after, _ = method.round(state.replace(broadcast=ones), r, KEY)
+    for params in (noted[0][0], after.devices[0]):
+        a, b = jax.tree.leaves(params["lora"])
+        np.testing.assert_array_equal((a != 0).any(1).sum(1), [4, 1, 4])
+        np.testing.assert_array_equal((b != 0).all((2, 3)).sum(1), [4, 1, 4])
+    a, b = jax.tree.leaves(after.broadcast)
+    quarters = np.array([1, 0.5, 0.5, 0.5] if edited else [1, 0, 0, 0])
+    np.testing.assert_allclose(a.reshape(4, -1, 4), np.broadcast_to(
+        quarters[:, None, None], (4, 4, 4)), rtol=1e-6)
+    np.testing.assert_allclose(b[:, 0, 0], [20 / 7, 2.8, 2.8, 2.8], rtol=1e-6)
 
 
 @pytest.mark.parametrize("ranks", ["", "8,x", "0,4"])

@@ -1,36 +1,12 @@
 """Algorithm 1: what a round moves, what it leaves alone, and that placement changes nothing."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlecs_jax import aggregate, assemble, lora, methods
+from mlecs_jax import lora
 from mlecs_jax.errors import UserError
-from tests.small import config, samples
-
-KEY = jax.random.key(0)
-
-
-def build(devices=1, **overrides):
-    setting = assemble.from_samples(config(**overrides), samples(), jax.devices()[:devices])
-    method = methods.build(setting)
-    return setting, method, method.init(KEY)
-
-
-def run(method, state, rounds=2):
-    for r in range(rounds):
-        state, diagnostics = method.round(state, r, KEY)
-    return jax.device_get(state), jax.device_get(diagnostics)
-
-
-def moved(before, after):
-    return any(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after),
-                                              strict=True))
-
-
-def assert_close(a, b, atol=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol), a, b)
+from tests.methods.rounds import KEY, assert_close, assert_equal, build, moved, run
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +52,14 @@ def test_uplink_is_lora_and_one_count(reference):
     assert set(reference[0].server["slm"]) == {"generator", "lora"}
 
 
-def test_without_se_ccl_the_aggregate_goes_back_unchanged():
-    setting, method, state = build(**{"method.se_ccl": False})
-    after, diagnostics = run(method, state, rounds=1)
-    weights = aggregate.modality_weights(
-        jnp.asarray(setting.federation.owned_at(0).sum(axis=1)))
-    expected = aggregate.weighted_mean(after.devices[0]["lora"], weights)
-    assert_close(after.broadcast, expected, atol=1e-7)
-    del diagnostics
+@pytest.mark.parametrize(("rho", "weights"), [(0.8, [1 / 6, 2 / 6, 3 / 6]), (1.0, [1 / 3] * 3)])
+def test_without_se_ccl_the_aggregate_goes_back_unchanged(rho, weights):
+    """MMA by hand, of devices with 1, 2 and 3 modalities; of equal counts it is the uniform
+    mean."""
+    _, method, state = build(**{"method.se_ccl": False, "partition.rho": rho})
+    after, _ = run(method, state, rounds=1)
+    assert_close(after.broadcast, jax.tree.map(
+        lambda x: np.tensordot(weights, x, axes=1), after.devices[0]["lora"]), atol=1e-7)
 
 
 def test_without_mma_devices_weigh_the_same():
@@ -147,7 +123,7 @@ def test_rounds_are_functions_of_their_number(reference):
     _, method, state = build()
     state, _ = method.round(state, 0, KEY)
     again, _ = method.round(state, 1, KEY)
-    jax.tree.map(np.testing.assert_array_equal, reference[0], jax.device_get(again))
+    assert_equal(reference[0], jax.device_get(again))
 
 
 def test_sequence_split_scores_every_device_on_the_common_recordings():

@@ -13,7 +13,7 @@ from mlecs_jax.configs import ur_fall
 from mlecs_jax.losses import SoftTargets
 from mlecs_jax.methods import ml_ecs_plus
 from mlecs_jax.models.multimodal import Batch
-from tests.methods.rounds import assert_close, build, moved, run
+from tests.methods.rounds import UNEQUAL, assert_close, begun, build, moved, run
 from tests.small import config, samples
 
 PLUS = {"method.name": "ml_ecs_plus"}
@@ -103,20 +103,29 @@ def test_levers_that_are_off_leave_everything_as_it_was():
 
 
 @pytest.mark.slow
-def test_shared_encoders_are_those_of_the_owners():
-    on = PLUS | {"plus.encoders": True, "partition.rho": 1.0}
+def test_shared_encoders_are_those_of_the_owners(monkeypatch):
+    """Their mean by numbers of samples, with which the next round begins."""
+    on = PLUS | UNEQUAL | {"plus.encoders": True, "partition.rho": 1.0}
+    noted = begun(monkeypatch)
     setting, method, state = build(**on)
-    alone = build(**PLUS | {"partition.rho": 1.0})[1:]
+    alone = build(**on | {"plus.encoders": False})[1:]
     sent, other = method.communication(state), alone[0].communication(alone[1])
     encoders = sum(channel.num_bytes(tree) for tree in state.encoders[0].values())
     assert {way: sent[way] - other[way] for way in sent} == {"uplink": encoders,
                                                              "downlink": encoders}
     after, _ = run(method, state, rounds=1)
     weights = setting.federation.train.count / setting.federation.train.count.sum()
+    assert len(set(weights)) > 1
     name = setting.federation.modalities[0]
-    assert_close(after.encoders[0][name]["encoder"], jax.tree.map(
-        lambda x: np.tensordot(weights, x, axes=1), after.devices[0]["extractor"][name]), 1e-6)
+    by_hand = jax.tree.map(lambda x: np.tensordot(weights, x, axes=1),
+                           after.devices[0]["extractor"][name])
+    assert_close(after.encoders[0][name]["encoder"], by_hand, 1e-6)
+    noted.clear()
     again, _ = method.round(jax.device_put(after), 1, jax.random.key(0))
+    (begin,) = noted[0]
+    for received, mean in ((begin["extractor"][name], by_hand), (begin["lora"], after.broadcast)):
+        assert_close(received, jax.tree.map(
+            lambda x: np.broadcast_to(x, (3, *x.shape)), mean), 1e-6)
     assert moved(after.encoders, jax.device_get(again.encoders))
 
 
