@@ -21,7 +21,9 @@ from mlecs_jax.repro.job import RECORD, Job, Provenance, configuration_key, find
 
 RUNS, LOGS = "runs", "workers"
 NONE = EarlierRuns()
-RUNS_PER_WORKER = 40  # then a fresh process: programs of shapes that do not come back take memory
+# Then a fresh process: programs of shapes that do not come back take memory, and maps of it.
+RUNS_PER_WORKER = 40
+MAPS_PER_WORKER = 0.5  # of those that the system allows, past which nothing can be compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,8 @@ class _Pool:
                 del busy[ready]
                 display.end(member.slot, outcome)
                 yield names[member.slot], outcome
-                if queue and (member.runs >= RUNS_PER_WORKER or not member.process.is_alive()):
+                if queue and (member.runs >= RUNS_PER_WORKER or not member.process.is_alive()
+                              or memory_maps(member.process.pid) >= MAPS_PER_WORKER):
                     member.pipe.close()
                     member.process.join()
                     member = self._start(member.slot)
@@ -257,6 +260,16 @@ class _Pool:
 
     def _log(self, slot: int) -> Path:
         return self._workdir / LOGS / f"worker-{slot}.log"
+
+
+def memory_maps(pid: int) -> float:
+    """How many maps of memory a process has, as a share of those that Linux allows one; 0 where
+    nobody can tell."""
+    try:
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+        return len(Path(f"/proc/{pid}/maps").read_bytes().splitlines()) / limit
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _share(slot: int, processes: int) -> dict[str, str]:

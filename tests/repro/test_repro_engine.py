@@ -162,6 +162,21 @@ def test_ctrl_c_keeps_what_is_whole(tmp_path):
     assert [o.job.labels["method"] for o in outcomes] == ["quick"]
 
 
+def test_a_worker_full_of_programs_gives_way_to_a_fresh_one(tmp_path, monkeypatch):
+    """Every compiled program maps memory, and Linux allows a process so many maps."""
+    share = engine.memory_maps(os.getpid())
+    assert 0 < share < 1 and engine.memory_maps(2**22 + 1) == 0  # of nobody
+    jobs = [job(name) for name in ("m", "n", "o")]
+
+    def processes(workdir):
+        outcomes = engine.execute(jobs, workdir, processes=1, display=Recorder())
+        return {(outcome.folder / "begun").read_text() for outcome in outcomes}
+
+    assert len(processes(tmp_path / "few")) == 1
+    monkeypatch.setattr(engine, "MAPS_PER_WORKER", share / 1000)
+    assert len(processes(tmp_path / "many")) == 3
+
+
 def test_workers_go_round_the_accelerators(tmp_path, monkeypatch):
     """Three workers on two: each has one, and two share a memory; without any, all have cores."""
     monkeypatch.setattr(accelerators, "visible", lambda: ("GPU-a", "GPU-b"))
