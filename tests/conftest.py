@@ -17,6 +17,8 @@ install_import_hook("mlecs_jax", "beartype.beartype")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from mlecs_jax.repro.engine import memory_maps  # noqa: E402
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory) -> None:
@@ -34,6 +36,16 @@ def bounded_memory():
     a desktop. The session's cache on disk still has them."""
     yield
     if _resident_bytes() > 2.5 * 2**30:
+        jax.clear_caches()
+        gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def bounded_maps():
+    """Programs are forgotten before they fill the maps of memory that Linux allows a process, past
+    which compilers crash."""
+    yield
+    if memory_maps(os.getpid()) > 0.75:
         jax.clear_caches()
         gc.collect()
 
