@@ -20,11 +20,12 @@ from mlecs_jax.data import text, vocabulary
 from mlecs_jax.data.samples import Samples
 from mlecs_jax.errors import UserError
 from mlecs_jax.lora import Params
+from mlecs_jax.models import zoo
 from mlecs_jax.models.multimodal import MultimodalModel
 from mlecs_jax.public_backbones import Documents
 from mlecs_jax.sharding import Placement
 
-HF, PRETRAINED = "hf:", "pretrained:"
+HF, PRETRAINED = zoo.DIRECTORY, zoo.PRETRAINED
 
 
 def resolve(config: Config, samples: Samples) -> tuple[dict[str, str], text.Tokenizer]:

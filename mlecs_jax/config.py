@@ -432,7 +432,7 @@ def check_backbone(key: str, name: str) -> None:
     where they are read."""
     from mlecs_jax.models import zoo  # imports jax
 
-    shape = name.removeprefix("pretrained:")  # see mlecs_jax.backbones
+    shape = name.removeprefix(zoo.PRETRAINED)
     if shape.startswith(zoo.DIRECTORY):
         return
     try:

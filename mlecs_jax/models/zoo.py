@@ -12,6 +12,7 @@ from mlecs_jax.models import hf_config
 from mlecs_jax.models.decoder import DecoderConfig, Family
 
 DIRECTORY = "hf:"
+PRETRAINED = "pretrained:"  # before a name: trained on public text, see mlecs_jax.backbones
 GPT2_VOCABULARY = 50_257
 GPTJ_VOCABULARY = 50_400  # GPT-2's 50,257 and 143 unused rows
 

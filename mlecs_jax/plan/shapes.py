@@ -19,12 +19,12 @@ from mlecs_jax.data import sources, text
 from mlecs_jax.data.samples import Samples
 from mlecs_jax.federation import Federation
 from mlecs_jax.models.multimodal import MultimodalModel
+from mlecs_jax.models.zoo import PRETRAINED
 from mlecs_jax.setting import Outline
 
 Tree = Any
 ROWS = {"vast": 9_680, "ur_fall": 11_544}  # samples of the papers' datasets
 PROBES = 48  # simulated samples that tell the shape of one
-PRETRAINED = "pretrained:"
 
 
 class PlannedTokenizer(text.ByteTokenizer):

@@ -45,9 +45,12 @@ def _first(sweep: SweepFiles) -> list[tuple[str, list[SweepRun]]]:
     return list(sweep.cells().items())[:_CELLS]
 
 
-def _of_how_many(count: int, what: str = "settings") -> str:
-    """That some are not drawn, where it is so."""
-    return f" Drawn are the first {_CELLS} of {count} {what}." if count > _CELLS else ""
+def _not_drawn(sweep: SweepFiles, count: int | None = None, what: str = "settings") -> str:
+    """That some settings, or others that are so many, and some runs are not drawn, where it is
+    so."""
+    count = len(sweep.cells()) if count is None else count
+    first = f" Drawn are the first {_CELLS} of {count} {what}." if count > _CELLS else ""
+    return first + sweep.left_out
 
 
 def styles_of(series: list[str]) -> dict[str, str]:
@@ -68,8 +71,7 @@ def curves_section(sweep: SweepFiles) -> Markup | None:
     return section("learning", "Learning curves", grid(*panels),
                    lead=f"Mean test {metric_words(sweep)} of the devices after every round, of "
                    "validation data where a panel says so. Bands: one standard deviation over "
-                   "seeds. Grey: the other methods." + _of_how_many(len(sweep.cells()))
-                   + sweep.left_out)
+                   "seeds. Grey: the other methods." + _not_drawn(sweep))
 
 
 def _curves(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
@@ -145,7 +147,7 @@ def ablation_section(sweep: SweepFiles) -> Markup | None:
         return None
     return section("ablation", "Ablation", grid(*panels),
                    lead="Each part taken away, or added, alone. A dot is a seed; bars are means."
-                   + _of_how_many(len(sweep.cells())) + sweep.left_out)
+                   + _not_drawn(sweep))
 
 
 def _variants(title: str, runs: list[SweepRun], style: str, keys: tuple[str, str], unit: str
@@ -173,7 +175,7 @@ def bytes_section(sweep: SweepFiles) -> Markup | None:
     return section("communication", "Communication against score", grid(*panels),
                    lead=f"Bytes per device and round, up and down together, against the mean test "
                    f"{metric_words(sweep)} of the devices, last round, mean over seeds."
-                   + _of_how_many(len(sweep.cells())) + sweep.left_out)
+                   + _not_drawn(sweep))
 
 
 def _bytes_against_score(title: str, runs: list[SweepRun], metric: str) -> Markup | None:
@@ -218,8 +220,8 @@ def availability_section(sweep: SweepFiles) -> Markup | None:
         return None
     return section("modalities", "Devices and their modalities", *(p for p in panels if p),
                    lead="Seeds draw partitions: who has which samples, and which modalities. The "
-                   "same for all methods." + _of_how_many(len(seen), "sets of partitions")
-                   + sweep.left_out)
+                   "same for all methods." + _not_drawn(
+                       sweep, len(seen), "sets of partitions"))
 
 
 def _availability(title: str, runs: list[SweepRun]) -> tuple[str, Markup] | None:
@@ -291,7 +293,7 @@ def confusions_section(sweep: SweepFiles) -> Markup | None:
     return section("confusion", "Confusion matrices", matrices(tables, names),
                    lead="Test samples, all devices or edges and all seeds together. Rows: true "
                    "class; columns: answer; a last column “unparsable”: answers that name no "
-                   "class." + _of_how_many(len(sweep.cells())) + sweep.left_out)
+                   "class." + _not_drawn(sweep))
 
 
 def samples_section(sweep: SweepFiles) -> Markup | None:

@@ -106,9 +106,8 @@ def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, secon
     cached = sum(outcome.cached for outcome in distinct)
     made = len(distinct) - cached - len(failed)
     rows = sum(outcome.row is not None for outcome in distinct)
-    of_rows = f" ({rows} by --rows)" if rows else ""
-    console.print(f"{counted(made, 'run')} made in {duration(seconds)}, {cached} done before"
-                  f"{of_rows}, "
+    before = f"{cached} done before" + (f" ({rows} by --rows)" if rows else "")
+    console.print(f"{counted(made, 'run')} made in {duration(seconds)}, {before}, "
                   f"{len(failed)} failed; {counted(options.processes, 'worker')}; "
                   f"results: {options.folder}", soft_wrap=True)
     if missing:

@@ -46,7 +46,7 @@ def run(
     samples = sources.load(config.data, config.captions)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps({
-        "method": config.method.name, "dataset": samples.name, "data_source": "shapes",
+        "method": config.method.name, "dataset": samples.name, "data_source": SHAPES,
         "rounds": 0, "communication": counted(config, samples)}, indent=2) + "\n", "utf-8")
     on_round(1, 1)
 
