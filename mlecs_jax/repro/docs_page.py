@@ -2,9 +2,10 @@
 
 A part stands between two comments and is replaced as a whole, so that sweeps of several artefacts
 share a page and nothing on it is written by hand. Its name is its anchor, so that links to it hold
-whatever stands before it; the page begins with a list of its parts. Beside the page, a CSV file per
-part holds one row per run and setting (a run may stand for several): its figures, its data, the
-version of the code and the folder it came from.
+whatever stands before it. Parts stand in the order of the artefacts' table, whichever sweep came
+last, and the page begins with a list of them. Beside the page, a CSV file per part holds one row
+per run and setting (a run may stand for several): its figures, its data, the version of the code
+and the folder it came from.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mlecs_jax.repro import render
 from mlecs_jax.repro.earlier import SECONDS
 from mlecs_jax.repro.options import Options
 from mlecs_jax.repro.results import Results, Run, versions
+from mlecs_jax.repro.systems import SYSTEMS
 from mlecs_jax.repro.tables import Findings
 
 HEAD = """# Results
@@ -30,8 +32,9 @@ here is entered by hand, and none was chosen on test data. Mean ± standard devi
 differences are paired by seed with a 95 % confidence interval (Student's t). What the methods and
 controls are: [baselines](baselines.md); how to make these again: [repro](repro.md).
 """
-SYSTEMS = {"mlecs": "ML-ECS", "mega": "Mega-CE²"}
+NAMES = {"mlecs": "ML-ECS", "mega": "Mega-CE²"}
 CONTENTS = "contents"  # the part that lists the others
+_PART = re.compile(r"<!-- (\S+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
 _ANCHOR = re.compile(r'<a id="(.+)"></a>\n\n## (.+)')
 
 
@@ -56,7 +59,7 @@ def write_docs(path: Path, options: Options, title: str, findings: Findings, res
         _write_runs(table, results)
         text = f'<a id="{name}"></a>\n\n' + _part(
             options, title, findings, results, table.relative_to(path.parent), missing)
-        path.write_text(with_contents(replaced(page, name, text)), "utf-8")
+        path.write_text(arranged(replaced(page, name, text)), "utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give --write-docs another "
                         "file") from None
@@ -72,19 +75,32 @@ def replaced(page: str, name: str, text: str) -> str:
     return f"{page.rstrip()}\n\n{part}\n"
 
 
-def with_contents(page: str) -> str:
-    """The page with a list of its parts before the first of them."""
-    listed = "\n".join(f"- [{title}](#{name})" for name, title in _ANCHOR.findall(page))
+def arranged(page: str) -> str:
+    """The page with its parts in order, and a list of them before the first."""
     if f"<!-- {CONTENTS} -->" not in page:
         first = page.index("<!-- ")
         page = f"{page[:first]}<!-- {CONTENTS} -->\n<!-- end of {CONTENTS} -->\n\n{page[first:]}"
+    parts = {part[1]: part[0] for part in _PART.finditer(page) if part[1] != CONTENTS}
+    ordered = iter(sorted(parts, key=_place))
+    page = _PART.sub(
+        lambda part: part[0] if part[1] == CONTENTS else parts[next(ordered)], page)
+    listed = "\n".join(f"- [{title}](#{name})" for name, title in _ANCHOR.findall(page))
     return replaced(page, CONTENTS, listed)
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    """Where a part belongs: its system, its artefact, its data set and ``--name``."""
+    system, artefact = re.split("[-.]", f"{name}-")[:2]
+    known = {key: list(artefacts) for key, artefacts in SYSTEMS.items()}
+    of_system = known.get(system, [])
+    return (list(known).index(system) if system in known else len(known),
+            of_system.index(artefact) if artefact in of_system else len(of_system), name)
 
 
 def heading(options: Options, title: str) -> str:
     """System, data sets, artefact and ``--name``: no two parts of a page have the same."""
     data = ", ".join(map(proper, options.datasets))
-    return " · ".join(filter(None, (SYSTEMS.get(options.system, options.system), data, title,
+    return " · ".join(filter(None, (NAMES.get(options.system, options.system), data, title,
                                     options.name)))
 
 

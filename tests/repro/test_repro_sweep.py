@@ -1,6 +1,7 @@
 """A real sweep from the command line to its page: trained, cached, resumed, reported."""
 
 import json
+import re
 
 import pytest
 
@@ -55,13 +56,28 @@ def test_the_docs_are_replaced_part_by_part(swept):
     workdir, _, _ = swept
     page = (workdir / "docs" / "results.md").read_text()
     assert page.count("<!-- mlecs-table1-ur_fall-simulated -->") == 1 and "ML-ECS" in page
-    changed = docs_page.with_contents(docs_page.replaced(
+    changed = docs_page.arranged(docs_page.replaced(
         page, "mlecs-table1-ur_fall-simulated", "new"))
     assert "ML-ECS" not in changed and changed.startswith("# Results")
     both = docs_page.replaced(changed, "another", "part")
     assert both.count("<!-- end of ") == 3 and "new" in both
     table = workdir / "docs" / "results" / "mlecs-table1-ur_fall-simulated.csv"
     assert len(table.read_text().splitlines()) == 3
+
+
+def test_the_docs_have_their_parts_in_the_order_of_the_artefacts_table():
+    page = docs_page.HEAD + "\nby hand\n"
+    names = ["mega-table1", "mlecs-comm-ur_fall", "own", "mlecs-table1-vast", "mega-latency.paper",
+             "mega-latency", "mlecs-table1-ur_fall"]
+    for name in names:
+        page = docs_page.arranged(docs_page.replaced(
+            page, name, f'<a id="{name}"></a>\n\n## Title of {name}\n\ntext'))
+    ordered = ["mlecs-table1-ur_fall", "mlecs-table1-vast", "mlecs-comm-ur_fall", "mega-table1",
+               "mega-latency", "mega-latency.paper", "own"]
+    assert re.findall(r"\(#(.+?)\)", page) == ordered
+    assert re.findall(r"## Title of (\S+)", page) == ordered
+    assert page.startswith(docs_page.HEAD + "\nby hand\n") and page.count("text\n") == len(names)
+    assert docs_page.arranged(page) == page
 
 
 def test_the_same_again_trains_nothing_and_a_failure_is_exit_1(swept, capsys):
