@@ -68,7 +68,7 @@ def grid(
       extras: see :class:`Job`.
     """
     return [job(options, dataset, method, seed, variant, extras, **changes, **where)
-            for seed in range(options.seeds)
+            for seed in options.seeds
             for dataset in datasets or options.datasets or DATASETS
             for where in each("data__split", options.splits)
             for (method, variant), changes in runs.items()]

@@ -80,7 +80,7 @@ def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Resu
     (options.folder / TABLES).write_text(head + render.markdown(findings), "utf-8")
     (options.folder / SWEEP).write_text(json.dumps(dataclasses.asdict(findings) | {
         "system": options.system, "artefact": options.artefact, "title": title,
-        "preset": options.preset, "data": options.data, "seeds": options.seeds,
+        "preset": options.preset, "data": options.data, "seeds": options.seeds_text,
         "name": options.name, "command": options.command, "processes": options.processes,
         "missing": missing,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -46,7 +46,7 @@ class Options:
     Attributes:
       artefact, system: e.g. ``table1`` of ``mlecs``.
       preset: variant of the datasets' configs: ``smoke``, ``cpu`` or ``paper``.
-      seeds: how many; seed s is both the run's and the partition's.
+      seeds: each is both the run's and the partition's.
       data: ``real``, ``simulated`` or ``auto``.
       datasets: names of shipped configs, or files with ``get_config()``; empty: the artefact's.
       methods, splits, rhos, devices, labelled, publics: the grid; None takes the artefact's own.
@@ -63,7 +63,7 @@ class Options:
     system: str
     artefact: str
     preset: str
-    seeds: int
+    seeds: tuple[int, ...]
     data: str
     datasets: tuple[str, ...]
     methods: tuple[str, ...] | None
@@ -92,10 +92,18 @@ class Options:
         return f".{self.name}" if self.name else ""
 
     @property
+    def seeds_text(self) -> str:
+        """What ``--seeds`` says for them: ``5``, ``10-14`` or ``3,7``."""
+        first, last = self.seeds[0], self.seeds[-1]
+        if self.seeds != tuple(range(first, last + 1)):
+            return ",".join(map(str, self.seeds))
+        return f"{first}-{last}" if first else str(last + 1)
+
+    @property
     def command(self) -> str:
         """What to type for the same results; workers, folders and cache rules left out."""
         parts: dict[str, Sequence[object] | None] = {
-            "preset": [self.preset], "seeds": [self.seeds], "data": [self.data],
+            "preset": [self.preset], "seeds": [self.seeds_text], "data": [self.data],
             "dataset": self.datasets, "methods": self.methods, "splits": self.splits,
             "rho": self.rhos, "devices": self.devices, "labelled": self.labelled,
             "public": self.publics, "name": (self.name,) if self.name else None}
@@ -247,11 +255,10 @@ def parse(arguments: Sequence[str], known: dict[str, Sequence[str]]) -> Options:
     if found.artefact not in known[found.system]:
         raise UserError(f"unknown artefact '{found.artefact}' of {found.system}; use "
                         f"{', '.join(known[found.system])}")
-    seeds = SEEDS[found.preset] if found.seeds is None else found.seeds
+    seeds = _seeds(str(SEEDS[found.preset]) if found.seeds is None else found.seeds)
     processes = default_processes() if found.processes is None else found.processes
-    for name, value in (("--seeds", seeds), ("--processes", processes)):
-        if value < 1:
-            raise UserError(f"{name} is {value}; give 1 or more")
+    if processes < 1:
+        raise UserError(f"--processes is {processes}; give 1 or more")
     return Options(
         system=found.system, artefact=found.artefact, preset=found.preset, seeds=seeds,
         data=found.data,
@@ -277,7 +284,8 @@ def _parser(known: dict[str, Sequence[str]]) -> argparse.ArgumentParser:
     add("artefact")
     add("--preset", choices=tuple(SEEDS), default="cpu",
         help="smoke: minutes, to see it work; cpu (default): hours on a laptop; paper: literal")
-    add("--seeds", type=int, help=f"partitions and initialisations (default: {SEEDS})")
+    add("--seeds", metavar="N|A-B|A,B", help="partitions and initialisations: how many, from 0 on, "
+        f"or which (default: {SEEDS})")
     add("--data", choices=("real", "simulated", "auto"), default="auto")
     add("--dataset", help="of mlecs: ur_fall (default), vast; of mega convergence, "
         "ablation and adapters: mosi (default), mosei; or several with commas")
@@ -324,6 +332,21 @@ def _list(
         if found.count(item) > 1:
             raise UserError(f"{flag} is '{text}', which has {item} twice; give it once")
     return found
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """``5`` is the first five, ``10-14`` five others, ``3,7`` those two."""
+    found = re.fullmatch(r"(\d+)(-(\d+))?", text)
+    if not found:
+        seeds = _list("--seeds", text, int) or ()
+    elif found[2]:
+        seeds = tuple(range(int(found[1]), int(found[3]) + 1))
+    else:
+        seeds = tuple(range(int(found[1])))
+    if not seeds or min(seeds) < 0:
+        raise UserError(f"--seeds is '{text}'; give how many (5), from which to which (10-14), or "
+                        "which (3,7)")
+    return seeds
 
 
 def _publics(text: str | None) -> tuple[str, ...] | None:

@@ -215,6 +215,16 @@ def parsed(*arguments):
     return options.parse(["mlecs", *arguments], {s: tuple(a) for s, a in SYSTEMS.items()})
 
 
+@pytest.mark.parametrize(("text", "seeds"), [
+    ("3", (0, 1, 2)), ("10-12", (10, 11, 12)), ("7-7", (7,)), ("3,7", (3, 7)), ("1,0", (1, 0))])
+def test_seeds_are_how_many_or_which(text, seeds):
+    asked = parsed("table1", f"--seeds={text}", "--methods=ml_ecs", "--rho=0.5")
+    assert asked.seeds == seeds and f"--seeds={text} " in asked.command
+    jobs = table1.jobs(asked)
+    assert [job.labels["seed"] for job in jobs[::2]] == list(seeds)
+    assert {job.values["partition"]["seed"] for job in jobs} == set(seeds)
+
+
 def test_grids_of_the_artefacts():
     asked = parsed("table1", "--seeds=5", "--data=real", "--splits=frame")
     jobs = table1.jobs(asked)
@@ -277,7 +287,10 @@ def test_new_options_leave_the_keys_of_cached_runs(method, key):
 @pytest.mark.parametrize(("arguments", "message"), [
     (("table9",), "unknown artefact 'table9'"),
     (("table1", "--rho=many"), "--rho is 'many'"),
-    (("table1", "--seeds=0"), "--seeds is 0"),
+    (("table1", "--seeds=0"), "--seeds is '0'; give how many"),
+    (("table1", "--seeds=9-5"), "--seeds is '9-5'; give how many"),
+    (("table1", "--seeds=3,-7"), "--seeds is '3,-7'; give how many"),
+    (("table1", "--seeds=few"), "--seeds is 'few'; give numbers"),
     (("table1", "strange"), "unknown argument 'strange'"),
     (("table1", "--config.lora.rnak=3"), "did you mean lora.rank"),
     (("table1", "--methods=ml_exc"), "unknown method 'ml_exc'"),

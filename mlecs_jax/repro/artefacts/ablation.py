@@ -58,7 +58,7 @@ def jobs(options: Options) -> list[Job]:
     return [options.job(dataset, method, seed,
                         {"data.split": split, "partition.rho": rho, **labels, **public, **changes},
                         variant, extras=("absence",) if method == "ml_ecs" else ())
-            for seed in range(options.seeds)
+            for seed in options.seeds
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
             for public in [PUBLICS[name] for name in options.publics or ()] or [{}]

@@ -48,7 +48,7 @@ def jobs(options: Options) -> list[Job]:
               for uplink in (UPLINKS if method == "ml_ecs" else UPLINKS[:1])]
     trained = [options.job(dataset, method, seed, {
                    "data.split": split, "partition.rho": rho, "channel.uplink": uplink})
-               for seed in range(options.seeds)
+               for seed in options.seeds
                for dataset in options.datasets
                for split in options.splits or splits_of(dataset)
                for method in methods

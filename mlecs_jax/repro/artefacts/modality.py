@@ -28,7 +28,7 @@ def jobs(options: Options) -> list[Job]:
     methods = chosen(options.methods, METHODS)
     return [options.job(dataset, method, seed, {
                 "data.split": split, "partition.rho": rho, "partition.mask_schedule": schedule})
-            for seed in range(options.seeds)
+            for seed in options.seeds
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
             for rho in options.rhos or RHOS

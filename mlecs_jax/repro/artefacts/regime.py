@@ -43,7 +43,7 @@ def jobs(options: Options) -> list[Job]:
     return [_job(options, dataset, method, seed, public, {
                 "data.split": split, "partition.rho": rho, "partition.labelled": labelled,
                 **devices})
-            for seed in range(options.seeds)
+            for seed in options.seeds
             for dataset in options.datasets
             for split in options.splits or splits_of(dataset)
             for devices in each("partition.num_clients", options.devices)

@@ -32,7 +32,7 @@ def jobs(options: Options) -> list[Job]:
     return [options.job(dataset, method, seed, {
                 "data.split": split, "partition.rho": rho, "partition.num_clients": count})
             for large in methods
-            for seed in range(options.seeds)
+            for seed in options.seeds
             for dataset in options.datasets
             for split in options.splits or (SHARED_TEST if large else splits_of(dataset))
             for count in counts if (count >= MANY) == large
