@@ -3,7 +3,8 @@
 Samples: a quarter is public, three quarters are shared by N devices (ML-ECS); each node's share
 is cut into train, validation and test. Under ``split=frame`` samples are dealt at random, as in
 the paper, so that neighbouring frames of one recording fall on both sides (a leak). Under
-``split=sequence`` whole recordings are held out, the same for every node.
+``split=sequence`` whole recordings are held out, the same for every node; where the data say who
+owns which rows, of every node its own, and none that another trains on.
 
 Modalities: a boolean array with axes (round, client, sample, modality); an axis along which
 nothing varies has length one. One mechanism serves device-level, round-level and sample-level
@@ -273,17 +274,54 @@ def _by_device_column(
         raise UserError(f"{samples.name}: no sample is public; leave the device column empty in "
                         "rows that all nodes may see")
 
-    def share(node: int) -> Share:
-        rows = np.flatnonzero(samples.devices == node)
-        if config.split == "frame":
-            return _cut(rng.permutation(rows), config)
-        groups = rng.permutation(np.unique(samples.groups[rows]))
-        if len(groups) < 3:
-            who = "the public share" if node < 0 else f"device {node}"
-            raise UserError(f"{samples.name}: {who} has {len(groups)} groups; split=sequence needs "
-                            "at least 3 (train, validation, test), use split=frame")
-        cut = _cut(groups, config)
-        return Share(**{part: rows[np.isin(samples.groups[rows], getattr(cut, part))]
-                        for part in ("train", "val", "test")})
+    rows = [np.flatnonzero(samples.devices == node) for node in (-1, *names)]
+    if config.split == "frame":
+        nodes = [_cut(rng.permutation(own), config) for own in rows]
+    else:
+        nodes = _by_groups_of_nodes(samples, rows, config, rng)
+    return nodes[0], nodes[1:]
 
-    return share(-1), [share(int(name)) for name in names]
+
+def _by_groups_of_nodes(
+    samples: Samples, rows: Sequence[np.ndarray], config: PartitionConfig, rng: np.random.Generator
+) -> list[Share]:
+    """Whole groups of every node held out, and on the same side for all nodes that have rows of
+    them: each in turn adds to what those before it hold out until it has its share."""
+    side: dict[int, str] = {}
+    for node, own in enumerate(rows):
+        groups = _balanced(samples, rng.permutation(np.unique(samples.groups[own])))
+        if len(groups) < 3:
+            raise UserError(f"{samples.name}: {_node_words(node)} has {len(groups)} groups; "
+                            "split=sequence needs at least 3 (train, validation, test), use "
+                            "split=frame")
+        for part, fraction in (("test", config.test_fraction), ("val", config.val_fraction)):
+            missing = max(1, round(fraction * len(groups))) - sum(
+                side.get(group) == part for group in groups)
+            free = [group for group in groups if group not in side]
+            side |= dict.fromkeys(free[:max(0, missing)], part)
+    nodes = []
+    for node, own in enumerate(rows):
+        sides = np.array([side.get(group, "train") for group in samples.groups[own].tolist()])
+        for part in ("train", "val", "test"):
+            if part not in sides:
+                raise UserError(f"{samples.name}: {_node_words(node)} shares its groups with nodes "
+                                f"that leave it none for its {part} rows; use split=frame, or give "
+                                "it more groups")
+        nodes.append(Share(**{part: own[sides == part] for part in ("train", "val", "test")}))
+    return nodes
+
+
+def _balanced(samples: Samples, groups: np.ndarray) -> list[int]:
+    """Groups in an order of which any beginning has of every stratum about the share that the whole
+    has; of one stratum, in the order given."""
+    known, first = np.unique(samples.groups, return_index=True)
+    strata = samples.strata[first[np.searchsorted(known, groups)]]
+    place = np.empty(len(groups))
+    for stratum in np.unique(strata):
+        own = strata == stratum
+        place[own] = (np.arange(own.sum()) + 0.5) / own.sum()
+    return groups[np.argsort(place, kind="stable")].tolist()
+
+
+def _node_words(node: int) -> str:
+    return f"device {node - 1}" if node else "the public share"

@@ -61,6 +61,50 @@ def test_device_column_rules():
         partition(data, PartitionConfig(num_clients=-1))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_that_nodes_share_are_on_one_side_for_all(seed):
+    """Twenty shifts in each of three halls and the public pool, five of a rare kind: what a device
+    is tested on nobody trains on, and both kinds are held out."""
+    data = samples(480, groups=20)
+    devices = np.random.default_rng(seed).integers(-1, 3, 480).astype(np.int32)
+    data = dataclasses.replace(
+        data, devices=devices, strata=(data.groups % 4 == 0).astype(np.int32))
+    options = PartitionConfig(num_clients=-1, split="sequence", seed=seed, test_fraction=0.2)
+    split = partition(data, options)
+    shares = (split.public, *split.devices)
+    assert sorted(np.concatenate([rows_of(s) for s in shares])) == list(range(480))
+    for node, share in enumerate(shares):
+        assert set(devices[rows_of(share)]) == {node - 1}
+    groups = {part: {g for s in shares for g in data.groups[getattr(s, part)]} for part in PARTS}
+    assert not groups["train"] & (groups["val"] | groups["test"])
+    assert not groups["val"] & groups["test"] and len(groups["test"]) == 4
+    assert {data.strata[i] for i in split.public.test} == {0, 1}
+
+
+def test_groups_of_one_device_are_cut_by_itself():
+    data = samples(240, groups=24)
+    data = dataclasses.replace(data, devices=(data.groups % 3 - 1).astype(np.int32))
+    split = partition(data, PartitionConfig(num_clients=-1, split="sequence"))
+    for share in (split.public, *split.devices):
+        assert [len(set(data.groups[getattr(share, part)])) for part in PARTS] == [6, 1, 1]
+
+
+def test_a_device_whose_groups_others_hold_out_is_named():
+    """Device 0 has just those shifts that the public pool, which comes first, is tested on."""
+    data = samples(240, groups=24)
+    devices = np.where(np.arange(240) < 120, -1, 0).astype(np.int32)
+    options = PartitionConfig(num_clients=-1, split="sequence", test_fraction=0.3)
+    tested = data.groups[
+        partition(dataclasses.replace(data, devices=devices), options).public.test]
+    groups = np.where(devices < 0, data.groups, np.resize(np.unique(tested), 240)).astype(np.int32)
+    with pytest.raises(UserError, match="device 0 shares its groups with nodes that leave it none "
+                                        "for its train rows"):
+        partition(dataclasses.replace(data, devices=devices, groups=groups), options)
+    few = np.where(devices < 0, data.groups, data.groups % 2).astype(np.int32)
+    with pytest.raises(UserError, match="device 0 has 2 groups; split=sequence needs at least 3"):
+        partition(dataclasses.replace(data, devices=devices, groups=few), options)
+
+
 def test_too_many_devices_are_named():
     with pytest.raises(UserError, match="too few for 100 devices"):
         partition(samples(120), PartitionConfig(num_clients=100))
