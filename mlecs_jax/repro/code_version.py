@@ -1,7 +1,8 @@
 """The version of the code that computes a method's numbers.
 
 A hash of the sources that a run of the method executes: the method's file and every module of this
-package that it or the experiment loop reaches by import. Comments, docstrings, other methods,
+package, and of a user's method also of its own package or folder, that it or the experiment loop
+reaches by import. Comments, docstrings, other methods,
 reports and dataset builders (whose result is hashed itself) do not enter, so that a change that
 cannot move a number does not turn cached runs stale.
 """
@@ -14,6 +15,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+
+from mlecs_jax.repro.methods import is_own
 
 PACKAGE = "mlecs_jax"
 _ROOTS = (f"{PACKAGE}.experiment", f"{PACKAGE}.predict")
@@ -37,6 +40,7 @@ def code_version(*entries: str) -> str:
 def _reached(entry: str) -> set[Path]:
     """Source files that a run of the method executes."""
     own = _method_file(entry)
+    users = {own} if own and is_own(entry) else set()
     waiting = [own, *(path for root in _ROOTS if (path := _source(root)))]
     seen: set[Path] = set()
     while waiting:
@@ -44,18 +48,41 @@ def _reached(entry: str) -> set[Path]:
         if path is None or path in seen:
             continue
         seen.add(path)
-        waiting += [found for name in _imports(path) if _counts(name)
+        waiting += [found for name in _imports(path) if _counts(name, path in users)
                     and (found := _source(name)) is not None]
+        if own and path in users:
+            theirs = _of_user(path, own, entry)
+            users |= theirs
+            waiting += theirs
     return seen
 
 
-def _method_file(entry: str) -> Path | None:
-    if entry.endswith(".py"):
-        return Path(entry).resolve()
+def _of_user(path: Path, own: Path, entry: str) -> set[Path]:
+    """What a file of a user imports of their own: of the package that the method's module is in, or
+    of its file's folder."""
     module = entry.partition(":")[0]
+    package = "" if module.endswith(".py") else module.partition(".")[0]
+    depth = module.count(".") + (own.name == "__init__.py") if package else 0
+    found = set()
+    for name in _imports(path):
+        relative = len(name) - len(name.lstrip("."))
+        if not relative and name.partition(".")[0] not in ({package} if package else {
+                top.stem for top in own.parent.iterdir()} - {PACKAGE}):
+            continue
+        base = path.parents[relative - 1] if relative else own.parents[depth]
+        place = base / name.lstrip(".").replace(".", "/")
+        found |= {file for file in (place.with_suffix(".py"), place / "__init__.py")
+                  if file.is_file()}
+    return found
+
+
+def _method_file(entry: str) -> Path | None:
+    module = entry.partition(":")[0]
+    if module.endswith(".py"):
+        return Path(module).resolve()
     if own := _source(f"{PACKAGE}.methods.{module}"):
         return own
-    if "." in module:
+    if "." in module or is_own(entry):
         return _source(module)
     return _source_naming(entry)
 
@@ -74,8 +101,10 @@ def _source_naming(method: str) -> Path | None:
     return None
 
 
-def _counts(name: str) -> bool:
-    if name.startswith(f"{PACKAGE}.methods.method"):
+def _counts(name: str, users: bool = False) -> bool:
+    """Whether a module of this package can change a number; ``users``: of a file of the user's,
+    which may build on other methods."""
+    if name.startswith(f"{PACKAGE}.methods." if users else f"{PACKAGE}.methods.method"):
         return True
     return name.startswith(PACKAGE) and not any(
         name == out or name.startswith(f"{out}.") for out in _OUTSIDE)
@@ -83,13 +112,16 @@ def _counts(name: str) -> bool:
 
 @functools.cache
 def _imports(path: Path) -> tuple[str, ...]:
-    """Names of modules, and of what may be modules, that a file imports anywhere in it."""
+    """Names of modules, and of what may be modules, that a file imports anywhere in it; relative
+    ones begin with their dots."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            dot = "." if node.module else ""
+            names += [module, *(f"{module}{dot}{alias.name}" for alias in node.names)]
     return tuple(names)
 
 

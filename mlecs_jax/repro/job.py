@@ -12,6 +12,7 @@ from typing import Any
 
 from mlecs_jax import durable
 from mlecs_jax.config import SPEED_ONLY, in_effect
+from mlecs_jax.repro.methods import is_own
 
 Values = dict[str, Any]
 Label = str | int | float | bool
@@ -19,10 +20,13 @@ USUAL = (("labelled", 0), ("public_labels", True), ("server_labelled", 1.0),
          ("mask_schedule", "static"), ("uplink", "none"))
 """Labels that go without saying."""
 _WORDS = ("method", "split", "variant", "dataset", "mask_schedule")
-REVISED = {"co_plms": 1}
-"""Methods whose numbers a fix has changed, and how often: runs of before are of another key.
+REVISED: Mapping[str, Callable[[Values], bool]] = {
+    "co_plms": lambda values: True,
+    "localpub_mixed": lambda values: values["partition"]["server_labelled"] < 1}
+"""Methods whose numbers a fix has changed, and where: runs of before are of another key.
 
-1 of Co-PLMs: the first distillation is within the first round's server steps and not beside them.
+Co-PLMs: the first distillation is within the first round's server steps and not beside them.
+Local + public, mixed: its server draws from all public samples, as ML-ECS+'s does.
 """
 RECORD = "job.json"  # in a run's folder, written when the run has ended well
 FINAL, BEST_VAL = "final", "best_val"  # which round a figure is of: the last, or the chosen
@@ -72,16 +76,17 @@ class Provenance:
 def configuration_key(job: Job, data: Mapping[str, Any]) -> str:
     """A short hash of everything the job's numbers depend on except the code.
 
-    What changes speed alone or is off is left out, and so are other methods' own options:
-    new options do not turn the cached runs of before stale.
+    What changes speed alone or is off is left out, and so are other methods' own options, but for
+    a user's method, which may read any: new options do not turn the cached runs of before stale.
     """
     values = {k: v for k, v in in_effect(job.values).items() if k not in SPEED_ONLY}
     method = values.get("method")
     if isinstance(method, Mapping):
+        name = str(method.get("name"))
         values["method"] = {k: v for k, v in method.items()
-                            if not isinstance(v, Mapping) or k == method.get("name")}
-        revision = REVISED.get(str(method.get("name")))
-        values |= {"revision": revision} if revision else {}
+                            if not isinstance(v, Mapping) or k == name or is_own(name)}
+        if name in REVISED and REVISED[name](values):
+            values["revision"] = 1
     text = json.dumps([job.runner, values, dict(data)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

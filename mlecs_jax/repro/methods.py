@@ -19,7 +19,7 @@ NOTES = {
     "localpub": "ML-ECS's stages, labelled public data, no communication",
     "localpub_mixed": "ML-ECS+'s schedule and the labelled public data, no communication",
     "private_only": "no public data",
-    "centralized": "all data pooled: a ceiling",
+    "centralized": "all data pooled at one place",
 }
 
 UNREAD = {
@@ -29,6 +29,11 @@ UNREAD = {
                                   "fedavg_lora")}
 """Options of the public data that some methods do not read: labels on devices, where devices see
 private data alone or are given the server's; labels at all, where nobody sees public data."""
+
+
+def is_own(name: str) -> bool:
+    """A method of the user's: ``path/to/file.py`` or ``package.module:function``."""
+    return ":" in name or name.endswith(".py")
 
 
 def chosen(
@@ -42,7 +47,7 @@ def chosen(
     for name in names or ():
         if name in ALL:
             continue
-        if ":" not in name and not name.endswith(".py"):
+        if not is_own(name):
             raise UserError(f"unknown method '{name}'; use {', '.join(ALL)}, or a file or module "
                             "of your own")
         from mlecs_jax import methods  # imports jax: for a user's own alone

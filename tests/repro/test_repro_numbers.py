@@ -9,6 +9,9 @@ import pytest
 
 from mlecs_jax.config import parse as parse_config
 from mlecs_jax.errors import UserError
+from mlecs_jax.methods import fedilora
+from mlecs_jax.repro import code_version as code_version_module
+from mlecs_jax.repro import job as job_module
 from mlecs_jax.repro import options, paper, render, results
 from mlecs_jax.repro.artefacts import ablation, regime, table1, table2
 from mlecs_jax.repro.code_version import code_version
@@ -366,3 +369,57 @@ def test_code_version_follows_what_computes_the_numbers(tmp_path):
     third.write_text("from mlecs_jax import train\ndef build(setting): return 2\n")
     assert code_version(str(third)) != first
     assert code_version("ml_ecs") != code_version("localpub") == code_version("standalone")
+
+
+def test_code_version_follows_a_users_package_and_folder(tmp_path, monkeypatch):
+    """What a user's method imports of their own and of other methods, by file or by module."""
+    package = tmp_path / "mypackage"
+    (package / "deep").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "deep" / "__init__.py").write_text("RANK = 1\n")
+    (package / "method.py").write_text(
+        "from mypackage.helper import scale\nfrom .deep import RANK\n"
+        "from mlecs_jax.methods import fedilora\n\n\ndef build(setting):\n    return scale\n")
+    (package / "helper.py").write_text("scale = 1\n")
+    (tmp_path / "mine.py").write_text("import sibling\n\n\ndef build(setting):\n    return 1\n")
+    (tmp_path / "sibling.py").write_text("import json\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module, file = "mypackage.method:build", f"{tmp_path / 'mine.py'}"
+    before = code_version(module), code_version(file)
+    assert code_version(f"{file}:build") == before[1] != before[0]
+    assert Path(fedilora.__file__) in code_version_module._reached(module)
+
+    deep = package / "deep" / "__init__.py"
+    for changed, entry in ((package / "helper.py", module), (package / "method.py", module),
+                           (deep, module), (tmp_path / "sibling.py", file),
+                           (tmp_path / "mine.py", file)):
+        known = code_version(entry)
+        changed.write_text(changed.read_text() + "MORE = 1\n")
+        for cache in (code_version_module._imports, code_version_module._meaning):
+            cache.cache_clear()
+        assert code_version(entry) != known, changed
+
+
+def test_a_users_method_may_read_the_options_of_any():
+    def key(method, ranks):
+        (job,) = table1.jobs(parsed(
+            "table1", "--seeds=1", "--splits=frame", "--rho=.5", "--methods=fedilora",
+            f"--config.method.fedilora.ranks={ranks}"))
+        job.values["method"]["name"] = method
+        return configuration_key(job, {})
+
+    assert key("mine.py", "24,16,8") != key("mine.py", "4,4,4")
+    assert key("ml_ecs", "24,16,8") == key("ml_ecs", "4,4,4")
+
+
+def test_a_fix_makes_runs_again_where_it_changed_them():
+    """The server of localpub_mixed draws otherwise where some public labels are missing."""
+    def key(*arguments):
+        (job,) = regime.jobs(parsed("regime", "--seeds=1", "--methods=localpub_mixed",
+                                    "--splits=frame", "--rho=.5", "--labelled=50", *arguments))
+        return configuration_key(job, {})
+
+    with_fix = key("--public=labelled"), key("--public=partly")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(job_module.REVISED, "localpub_mixed", lambda values: False)
+        assert key("--public=labelled") == with_fix[0] and key("--public=partly") != with_fix[1]
