@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlecs_jax import programs
 from mlecs_jax.config import Config
@@ -59,6 +60,11 @@ def local_steps(options: Config) -> int:
     return options.train.ccl_steps + options.train.amt_steps
 
 
+def has_public_label(setting: Setting) -> np.ndarray:
+    """Public samples that the server has the label of, bool ``[n]``."""
+    return (np.asarray(setting.federation.public.target) >= 0).any(-1)
+
+
 def initial_slm(setting: Setting, key: jax.Array) -> Params:
     """``generator`` and ``lora`` of the server's SLM as every method begins, on the host."""
     _, slm_key, _ = jax.random.split(key, 3)
@@ -103,8 +109,9 @@ def private_training(setting: Setting, stage=device_stage) -> Callable[..., Any]
 def lone_llm(setting: Setting) -> Callable[..., tuple[Params, Tree]]:
     """The server's LLM on the public data: ``(llm, r, key, **terms) → (llm, diagnostics)``.
 
-    Without further terms of :func:`mlecs_jax.stages.lone_stage` (a ``teacher``) it is helped by
-    nobody: step for step what SE-CCL without its synergy does. The buffers of ``llm`` are donated.
+    Without further terms of :func:`mlecs_jax.stages.lone_stage` (``weights``, a ``teacher``) it is
+    helped by nobody: step for step what SE-CCL without its synergy does. The buffers of ``llm`` are
+    donated.
     """
     options, cloud = setting.config, setting.cloud
     train = programs.compiled(lone_stage, setting.outline, setting.llm, donate_argnums=1)

@@ -118,17 +118,19 @@ def lone_stage(setting: Outline, model: MultimodalModel, shared, params: Params,
     """One model on one set of rows: the server by itself, or a pool of everyone's data.
 
     Minimises L_lb, and with a ``teacher`` also its distillation, with ``weights`` as in
-    :func:`device_stage`. Without a teacher unlabelled rows are left out.
+    :func:`device_stage`. Without ``weights`` unlabelled rows are left out; with them batches are of
+    all rows, whether there is a teacher of those without a label or not.
 
     Args:
       shared: ``backbone``, ``rows``, ``owned`` (bool ``[M]``, or ``[n, M]`` where rows come from
-        several nodes), ``moments``, ``steps``, ``rates``, and with a teacher
-        :class:`~mlecs_jax.losses.SoftTargets` of the rows and ``weights``.
+        several nodes), ``moments``, ``steps``, ``rates``, perhaps ``weights``, and with them
+        perhaps a ``teacher``, :class:`~mlecs_jax.losses.SoftTargets` of the rows.
     """
     rows: Rows = shared["rows"]
     owned = jnp.broadcast_to(shared["owned"], rows.available.shape)
     order_key, steps_key = jax.random.split(key)
-    order = shuffle(order_key, exists(rows) if "teacher" in shared else has_label(rows))
+    weights = shared.get("weights", {"lm": 1.0})
+    order = shuffle(order_key, exists(rows) if "weights" in shared else has_label(rows))
 
     def batch_at(step):
         index = batch_rows(order, step, setting.config.train.batch_size)
@@ -142,9 +144,8 @@ def lone_stage(setting: Outline, model: MultimodalModel, shared, params: Params,
         answer = model.answer(shared["backbone"], params, fused, batch.target, key)
         lm = losses.language_modelling(answer, batch.target)
         if teacher is None:
-            return lm, {"lm": lm}
+            return weights["lm"] * lm, {"lm": lm}
         distil = losses.distillation(answer, teacher)
-        weights = shared["weights"]
         return weights["lm"] * lm + weights["distil"] * distil, {"lm": lm, "distil": distil}
 
     params, diagnostics = fit(

@@ -92,8 +92,9 @@ def build(setting: Setting) -> Method:
     predict = Predictor(setting)
     counts = label_counts(setting)
     counted = np.min_scalar_type(len(setting.federation.modalities))  # uint8: of a sample's "seen"
-    no_label = topology.to_cloud(unlabelled(setting)[:, None, None])
-    known = 1.0 - float(unlabelled(setting).mean())  # share of D′ that the server has labels of
+    has_label = rounds.has_public_label(setting)
+    no_label = topology.to_cloud(~has_label[:, None, None])
+    known = float(has_label.mean())  # share of D′ that the server has labels of
 
     def init(key: jax.Array) -> State:
         lora = rounds.initial_slm(setting, key)["lora"]
@@ -163,9 +164,9 @@ def build(setting: Setting) -> Method:
     def communication(state: State) -> dict[str, int]:
         said = {"beliefs": jax.ShapeDtypeStruct(state.pooled.ids.shape, WIRE),
                 "lora": state.broadcast if levers.lora else {}}
-        # Class tokens are known to all; those of captions travel down, two bytes each.
-        ids = {} if setting.answer_ids else {
-            "ids": jax.ShapeDtypeStruct(state.pooled.ids.shape, jnp.uint16)}
+        # Class tokens are known to all; those of captions travel down.
+        ids = {} if setting.answer_ids else {"ids": jax.ShapeDtypeStruct(
+            state.pooled.ids.shape, np.min_scalar_type(setting.llm.decoder.config.vocab_size - 1))}
         anchors = {"anchors": jax.eval_shape(fuse, setting.cloud, state.llm)} \
             if levers.volume else {}
         encoders = exchange.num_bytes(state.encoders, state.devices) \
@@ -176,11 +177,6 @@ def build(setting: Setting) -> Method:
                 "downlink": encoders + channel.num_bytes(said | ids | anchors)}
 
     return Method(init=init, round=round, evaluate=evaluate, communication=communication)
-
-
-def unlabelled(setting: Setting) -> np.ndarray:
-    """Public samples that the server has no label of, bool ``[n]``."""
-    return ~(np.asarray(setting.federation.public.target) >= 0).any(-1)
 
 
 def label_counts(setting: Setting) -> np.ndarray:

@@ -8,13 +8,14 @@
   is what its communication is worth. It keeps the public labels even where
   ``partition.public_labels=False`` takes them from the other methods: an upper control there.
 - ``localpub_mixed``: the same data in ML-ECS+'s schedule, one stage of as many steps in which every
-  group trains and private batches alternate with labelled public ones. What ML-ECS+ gains over
-  ``localpub`` is in part its schedule; what it gains over this control is communication alone.
+  group trains and private batches alternate with labelled public ones; its server goes through all
+  public samples as ML-ECS+'s does, those without a label teaching nothing. What ML-ECS+ gains over
+  ``localpub`` is in part its schedule; what it gains over this control is communication.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 from flax import struct
@@ -58,11 +59,16 @@ def localpub(setting: Setting) -> Method:
 
 
 def localpub_mixed(setting: Setting) -> Method:
-    """Devices on labelled public and private data in turn; the server by itself."""
-    return _apart(setting, _on_public_and_private(setting), server=True)
+    """Devices on labelled public and private data in turn; the server by itself, in batches of all
+    public samples."""
+    known = float(rounds.has_public_label(setting).mean())
+    return _apart(setting, _on_public_and_private(setting), server=True, weights={"lm": known})
 
 
-def _apart(setting: Setting, train_devices: TrainDevices, *, server: bool) -> Method:
+def _apart(
+    setting: Setting, train_devices: TrainDevices, *, server: bool, **terms: Mapping[str, float]
+) -> Method:
+    """``terms``: of the server's stage, see :func:`mlecs_jax.rounds.lone_llm`."""
     train_llm = rounds.lone_llm(setting)
     predict = Predictor(setting)
 
@@ -75,7 +81,7 @@ def _apart(setting: Setting, train_devices: TrainDevices, *, server: bool) -> Me
         devices, on_devices = train_devices(state.devices, r, key)
         llm, on_server = state.server, {}
         if llm is not None:
-            llm, losses = train_llm(llm, r, key)
+            llm, losses = train_llm(llm, r, key, **terms)
             on_server = {"alone": losses}
         return State(devices=devices, server=llm), {"devices": on_devices, "server": on_server}
 

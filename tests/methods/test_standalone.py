@@ -81,6 +81,18 @@ def test_localpub_mixed_is_ml_ecs_plus_without_communication():
     assert moved(apart.devices[0]["connector"], control.devices[0]["connector"])
 
 
+def test_the_server_of_localpub_mixed_is_ml_ecs_plus_hearing_nobody():
+    """Of few labelled public rows: the same batches of all rows, so that what a server of ML-ECS+
+    gains over it is what devices say and not how rows are drawn; localpub's goes through the
+    labelled ones alone."""
+    few = {"partition.server_labelled": 0.2}
+    plus, _ = run(*build(**few | {"method.name": "ml_ecs_plus", "plus.server_distil": 0.0})[1:])
+    mixed, _ = run(*build(**few | {"method.name": "localpub_mixed"})[1:])
+    apart, _ = run(*build(**few | {"method.name": "localpub"})[1:])
+    assert_close(plus.llm, mixed.server, atol=1e-5)
+    assert moved(mixed.server, apart.server)
+
+
 def test_localpub_mixed_learns_from_labelled_public_rows_alone():
     """With every batch public, what unlabelled rows show moves nothing, and nothing is sent."""
     mixed = {"method.name": "localpub_mixed", "plus.public_share": 1.0,
