@@ -17,7 +17,7 @@ from mlecs_jax.repro.comparison import data_words, num_seeds, seeds_words, verdi
 from mlecs_jax.repro.job import Label
 from mlecs_jax.repro.options import Options
 from mlecs_jax.repro.results import FINAL, Results, Run
-from mlecs_jax.repro.statistics import paired, spread
+from mlecs_jax.repro.statistics import common_means, paired
 from mlecs_jax.repro.tables import (
     Cell,
     Findings,
@@ -88,13 +88,12 @@ def score_table(results: Results, where: Labels, title: str, sides: Sequence[Sid
              *(Cell(share(side.printed[i]) if side.printed else "", tone="quiet")
                for i in range(len(printed))))
             for side, row in zip(sides, values, strict=True)]
-    means = [[(-1 if score in LOWER else 1) * s.mean if (s := spread(v)) else None
-              for score, v in zip(SCORES, row, strict=True)] + [None] * len(printed)
-             for row in values]
+    ranked = [[{seed: -figure if score in LOWER else figure for seed, figure in v.items()}
+               for score, v in zip(SCORES, row, strict=True)] for row in values]
     return Table(
         f"{title}, {data_words(results, where)}",
         ("", *SCORES.values(), *(f"paper: {name}" for name in printed)),
-        mark_best(rows, means, [True] * len(rows)),
+        mark_best(rows, ranked, [True] * len(rows)),
         f"Mean ± standard deviation over {seeds_words(results, where)}; bold: the best mean of a "
         f"column. {note}" + (f" {PRINTED}" if printed else ""))
 
@@ -175,8 +174,10 @@ def _models(results: Results, where: Labels) -> list[Side]:
 
 def _goals(results: Results, where: Labels, sides: Sequence[Side]) -> list[str]:
     """Whether Mega-CE² is first among the federated, and near the centralised model."""
-    means = {side.name: s.mean for side in sides if side.labels["method"] in FEDERATED
-             and (s := spread(side.at(results, "acc2_non0")))}
+    federated = [side for side in sides if side.labels["method"] in FEDERATED]
+    found = common_means([side.at(results, "acc2_non0") for side in federated])
+    means = {side.name: mean for side, mean in zip(federated, found, strict=True)
+             if mean is not None}
     data, said = data_words(results, where), []
     if len(means) > len(KINDS):
         first = max(means, key=lambda name: means[name])

@@ -130,10 +130,13 @@ def _change(
     results: Results, group: Labels, modality: str, who: str, what: str = "change"
 ) -> Difference | None:
     """Mean change over seeds, of each the mean over its nodes of a kind in the runs of a group;
-    None where no node has the modality."""
+    None where no node has the modality. A seed that lacks a ρ of the group is left out."""
     pattern = re.compile(re.escape(_prefix(modality)) + rf"\.{who}\w*\.{re.escape(what)}")
     changes: dict[int, list[float]] = {}
+    every = set(results.distinct("rho", group))
     for run in results.of(group):
+        if set(results.distinct("rho", {**group, "seed": run.labels["seed"]})) != every:
+            continue
         found = [value for (_, name), value in run.values.items() if pattern.fullmatch(name)]
         changes.setdefault(int(run.labels["seed"]), []).extend(found)
     by_seed = {seed: statistics.fmean(own) for seed, own in changes.items() if own}

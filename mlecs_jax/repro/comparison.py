@@ -10,7 +10,7 @@ from mlecs_jax.repro import paper
 from mlecs_jax.repro.job import USUAL, Label
 from mlecs_jax.repro.methods import NOTES, PUBLISHED, compared
 from mlecs_jax.repro.results import BEST_VAL, FINAL, Results
-from mlecs_jax.repro.statistics import Difference, paired, spread
+from mlecs_jax.repro.statistics import Difference, common_means, paired
 from mlecs_jax.repro.tables import (
     METRICS,
     Cell,
@@ -129,7 +129,8 @@ def score_table(
         f"{METRICS.get(metric) or words(metric)} on test data, {data_words(results, where)}",
         ("setting", "method", *(name for name, _, _ in columns)), tuple(rows),
         f"Mean ± standard deviation over {seeds_words(results, where)}, last round{best_val}. "
-        "Bold: highest mean; 'centralized' pools all data and competes with none.",
+        f"Bold: highest mean{'' if _all_seeds(results, where) else ' of the seeds that all have'}; "
+        "'centralized' pools all data and competes with none.",
         names=2)
 
 
@@ -138,15 +139,15 @@ def _rows_of_cell(
 ) -> list[tuple[Cell, ...]]:
     name = Cell(setting)
     seeds = num_seeds(results, {"dataset": cell["dataset"], "split": cell["split"]})
-    rows, means, eligible = [], [], []
+    rows, values, eligible = [], [], []
     for method in results.distinct("method", cell):
         group = {**cell, "method": method}
         found = [results.at(key, group, selection) for _, selection, key in columns]
         rows.append((Cell(proper(str(method)), group),
-                     *(Cell(mean_text(values, seeds), group) for values in found)))
-        means.append([s.mean if (s := spread(values)) else None for values in found])
+                     *(Cell(mean_text(own, seeds), group) for own in found)))
+        values.append(found)
         eligible.append(method != "centralized")
-    marked = mark_best(rows, means, eligible) if sum(eligible) > 1 else rows
+    marked = mark_best(rows, values, eligible) if sum(eligible) > 1 else rows
     result: list[tuple[Cell, ...]] = []
     for row in marked:
         result.append((name, *row))
@@ -240,15 +241,16 @@ def _first_places(
     results: Results, where: Labels, cells: Sequence[Labels], ours: str, metric: str
 ) -> list[str]:
     """In how many cells (each of avg, best, worst, server) the method's mean is the highest, of
-    the settings in which all its rivals have run."""
+    the settings in which all its rivals have run, and over the seeds that they share."""
     first = total = 0
     rivals = [m for m in results.distinct("method", where)
               if m in PUBLISHED or m == ours]
     cells = _with_all(results, cells, set(rivals))
     for cell in cells:
         for name in ("client.avg_", "client.best_", "client.worst_", "server."):
-            means = {m: s.mean for m in rivals if (s := spread(
-                results.at(name + metric, {**cell, "method": m, "variant": ""})))}
+            found = common_means([results.at(name + metric, {**cell, "method": m, "variant": ""})
+                                  for m in rivals])
+            means = {m: v for m, v in zip(rivals, found, strict=True) if v is not None}
             if ours in means and len(means) > 1:
                 total += 1
                 first += round(means[ours], 3) >= max(round(v, 3) for v in means.values())

@@ -166,7 +166,7 @@ class _Pool:
 
     def _ask(self, job: Job) -> Provenance:
         member = self._workers[0] if self._workers else self._start(0)
-        member.pipe.send(("provenance", job.runner, job.values, "", ()))
+        member.pipe.send(("provenance", job.runner, job.values, "", (), ""))
         try:
             kind, content = member.pipe.recv()
         except EOFError:
@@ -198,7 +198,8 @@ class _Pool:
                 names[member.slot] = key
                 busy[member.pipe] = member
                 display.begin(member.slot, job)
-                member.pipe.send(("run", job.runner, job.values, str(folder), job.extras))
+                member.pipe.send(
+                    ("run", job.runner, job.values, str(folder), job.extras, origin.code))
 
         for member in list(self._workers):
             give(member)

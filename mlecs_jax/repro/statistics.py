@@ -77,6 +77,15 @@ def paired_over(
     return paired(mean_by_seed([a for a, _ in both]), mean_by_seed([b for _, b in both]))
 
 
+def common_means(sides: Sequence[Mapping[int, float]]) -> list[float | None]:
+    """Every side's mean over the seeds that all sides with any have: what may be ranked, since a
+    seed draws who has what. None of a side without values, or where no seed is common."""
+    known = [{seed: v for seed, v in side.items() if math.isfinite(v)} for side in sides]
+    common = set.intersection(*(set(side) for side in known if side)) if any(known) else set()
+    return [statistics.fmean(side[seed] for seed in common) if side and common else None
+            for side in known]
+
+
 def mean_by_seed(cells: list[Mapping[int, float]]) -> dict[int, float]:
     """Each seed's mean over cells, of the seeds that all cells have: what may be pooled, since
     cells of one seed share its partition and are no independent samples."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from mlecs_jax.repro.job import Label
 from mlecs_jax.repro.results import FINAL, Results
-from mlecs_jax.repro.statistics import Difference, paired_over, spread
+from mlecs_jax.repro.statistics import Difference, common_means, paired_over, spread
 
 Labels = Mapping[str, Label]
 METRICS = {"f1": "macro-F1", "rougeLsum": "ROUGE-LSum"}
@@ -119,26 +119,26 @@ def primary(results: Results, where: Labels) -> str:
     return next(iter(METRICS))
 
 
-def mark_best(rows: Sequence[Sequence[Cell]], means: Sequence[Sequence[float | None]],
-              eligible: Sequence[bool]) -> tuple[tuple[Cell, ...], ...]:
-    """The rows with the highest mean of every column made strong.
+def mark_best(
+    rows: Sequence[Sequence[Cell]], values: Sequence[Sequence[Mapping[int, float]]],
+    eligible: Sequence[bool],
+) -> tuple[tuple[Cell, ...], ...]:
+    """The rows with the highest mean of every column made strong, over the seeds that all eligible
+    rows with figures in the column have.
 
     Args:
-      means: per row and column after the name; None where there is no figure of ours.
+      values: per row and column after the name, our figures by seed.
       eligible: rows that may be best.
     """
-    width = max((len(row) for row in means), default=0)
-    best = []
-    for column in range(width):
-        known = [round(v, 3) for row, may in zip(means, eligible, strict=True)
-                 if may and (v := row[column]) is not None]
-        best.append(max(known, default=None))
-    return tuple(
-        tuple(dataclasses.replace(cell, strong=True)
-              if may and j and (v := row_means[j - 1]) is not None
-              and best[j - 1] is not None and round(v, 3) == best[j - 1] else cell
-              for j, cell in enumerate(row))
-        for row, row_means, may in zip(rows, means, eligible, strict=True))
+    marked = [list(row) for row in rows]
+    able = [i for i, may in enumerate(eligible) if may]
+    for column in range(max(map(len, values), default=0)):
+        means = common_means([values[i][column] for i in able])
+        known = [round(mean, 3) for mean in means if mean is not None]
+        for i, mean in zip(able, means, strict=True):
+            if mean is not None and round(mean, 3) == max(known):
+                marked[i][column + 1] = dataclasses.replace(marked[i][column + 1], strong=True)
+    return tuple(map(tuple, marked))
 
 
 def pooled(results: Results, metric: str, cells: Sequence[Mapping[str, Label]],

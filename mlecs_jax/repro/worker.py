@@ -24,7 +24,9 @@ from mlecs_jax.errors import UserError
 
 
 def main(connection: Connection, log: Path) -> None:
-    """Serves requests ``(kind, runner, values, folder, extras)`` until the engine closes the pipe.
+    """Serves requests ``(kind, runner, values, folder, extras, code)`` until the engine closes the
+    pipe. A run is refused where the sources here are not those of ``code``: a worker that began
+    later than the sweep would otherwise pass their numbers off as that version's.
 
     Replies are ``(kind, content)``: ``provenance``, ``round``, ``done`` (seconds) or ``failed``
     (a line for the user, and the traceback where the error was not theirs).
@@ -33,7 +35,7 @@ def main(connection: Connection, log: Path) -> None:
     _write_to(log)
     while True:
         try:
-            kind, runner, values, folder, extras = connection.recv()
+            kind, runner, values, folder, extras, code = connection.recv()
         except EOFError:
             return
         begun = time.perf_counter()
@@ -42,6 +44,9 @@ def main(connection: Connection, log: Path) -> None:
             if kind == "provenance":
                 reply: tuple[str, Any] = ("provenance", found.provenance(values))
             else:
+                if found.provenance(values).code != code:
+                    raise UserError("its sources have changed since the sweep began; the same "
+                                    "command makes it, and keeps what is done")
                 found.run(values, Path(folder), extras,
                           lambda *progress: connection.send(("round", progress)))
                 reply = ("done", time.perf_counter() - begun)

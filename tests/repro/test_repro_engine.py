@@ -162,6 +162,23 @@ def test_ctrl_c_keeps_what_is_whole(tmp_path):
     assert [o.job.labels["method"] for o in outcomes] == ["quick"]
 
 
+def test_a_worker_that_begins_after_a_change_of_the_sources_passes_nothing_off(
+        tmp_path, monkeypatch):
+    """The second worker has other sources than those that its job was planned with."""
+    class Editor(Recorder):
+        def end(self, slot, outcome):
+            os.environ["FAKE_CODE"] = "c0de0001"
+
+    monkeypatch.setenv("FAKE_CODE", "c0de0000")
+    monkeypatch.setattr(engine, "RUNS_PER_WORKER", 1)
+    jobs = [job("m"), job("n")]
+    outcomes = engine.execute(jobs, tmp_path, processes=1, display=Editor())
+    assert [bool(o.failure) for o in outcomes] == [False, True] and begun(outcomes[1]) == 0
+    assert "its sources have changed since the sweep began" in outcomes[1].failure
+    (_, again), _ = execute(jobs, tmp_path)
+    assert not again.failure and again.provenance.code == "c0de0001"
+
+
 def test_a_worker_full_of_programs_gives_way_to_a_fresh_one(tmp_path, monkeypatch):
     """Every compiled program maps memory, and Linux allows a process so many maps."""
     share = engine.memory_maps(os.getpid())

@@ -20,7 +20,7 @@ from mlecs_jax.repro.engine import Outcome
 from mlecs_jax.repro.job import Job, Provenance, configuration_key
 from mlecs_jax.repro.methods import PUBLISHED
 from mlecs_jax.repro.results import FINAL, Results, Run
-from mlecs_jax.repro.statistics import mean_by_seed, paired, spread
+from mlecs_jax.repro.statistics import common_means, mean_by_seed, paired, spread
 from mlecs_jax.repro.systems import SYSTEMS
 from mlecs_jax.repro.tables import difference_text, mean_text, plain, share, signed
 
@@ -354,6 +354,19 @@ def test_the_highest_mean_is_bold_whosever_it_is():
     assert strong == ["Local + public"]
     alone = compare_all(made_up({"ml_ecs": {0: 0.8}}), "rho")
     assert not any(cell.strong for row in alone.tables[0].rows for cell in row)
+
+
+def test_ranks_are_over_the_seeds_that_all_have():
+    """Standalone is ahead on both common seeds; its third, a hard one that ML-ECS has not run yet,
+    takes nothing from it."""
+    shown = compare_all(made_up({"ml_ecs": {0: 0.90, 1: 0.90},
+                                 "standalone": {0: 0.91, 1: 0.91, 2: 0.70}}), "rho")
+    strong = [row[1].text for row in shown.tables[0].rows if row[2].strong]
+    assert strong == ["Standalone"] and "highest mean of the seeds that all" in shown.tables[0].note
+    assert "in 0 of 3 cells" in "".join(shown.sentences)
+    assert common_means([{0: 1.0, 1: 3.0, 2: float("nan")}, {}, {0: 5.0, 2: 1.0}]) == [
+        1.0, None, 5.0]
+    assert common_means([{0: 1.0}, {1: 2.0}]) == [None, None] and common_means([]) == []
 
 
 def test_code_version_follows_what_computes_the_numbers(tmp_path):

@@ -14,7 +14,7 @@ from mlecs_jax.repro.comparison import cells_of, data_words, num_seeds, seeds_wo
 from mlecs_jax.repro.job import Job, Label
 from mlecs_jax.repro.options import PUBLICS, Options, each, only
 from mlecs_jax.repro.results import Results
-from mlecs_jax.repro.statistics import mean_by_seed, paired, paired_over, spread
+from mlecs_jax.repro.statistics import common_means, mean_by_seed, paired, paired_over
 from mlecs_jax.repro.tables import (
     METRICS,
     Cell,
@@ -159,17 +159,18 @@ def _worth(
 
 
 def _chosen(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
-    """Which variant validation data choose, and what it has on test data."""
+    """Which variant validation data choose, and what it has on test data, over the seeds that all
+    variants have."""
     metric = primary(results, where)
     (_, key), _ = _nodes(metric)
+    variants = [str(v) for v in results.distinct("variant", where)]
 
-    def mean(variant: str, part: str) -> float | None:
-        found = spread(mean_by_seed([results.at(part + key, {**cell, "variant": variant})
-                                     for cell in cells]))
-        return found and found.mean
+    def means(part: str) -> dict[str, float]:
+        found = common_means([mean_by_seed([results.at(part + key, {**cell, "variant": v})
+                                            for cell in cells]) for v in variants])
+        return {v: mean for v, mean in zip(variants, found, strict=True) if mean is not None}
 
-    known = {v: m for v in results.distinct("variant", where)
-             if (m := mean(v, "validation.")) is not None}
+    known, tested = means("validation."), means("")
     if "" not in known or len(known) < 2:
         return []
     best = max(known, key=lambda v: known[v])
@@ -177,7 +178,7 @@ def _chosen(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
     return [f"{data_words(results, where)}: on validation data the devices' mean {METRICS[metric]} "
             f"over all settings is highest with {best or name + ' as it is'} ({share(known[best])};"
             f" {name} as it is: {share(known[''])}); on test data that variant has "
-            f"{share(mean(best, ''))}, {name} as it is {share(mean('', ''))}."]
+            f"{share(tested.get(best))}, {name} as it is {share(tested.get(''))}."]
 
 
 def _lost(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
