@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 
@@ -26,6 +27,15 @@ from mlecs_jax.public_backbones import Documents
 from mlecs_jax.sharding import Placement
 
 HF, PRETRAINED = zoo.DIRECTORY, zoo.PRETRAINED
+
+
+def hf_directories(config: Config) -> dict[str, Path]:
+    """Directories of the backbones that a run reads, by the option that names them."""
+    named = {"model.slm": config.model.slm, "model.llm": config.model.llm}
+    if config.method.name == "co_plms":
+        named["method.co_plms.proxy"] = config.method.co_plms.proxy
+    return {option: Path(name.removeprefix(HF)).expanduser()
+            for option, name in named.items() if name.startswith(HF)}
 
 
 def resolve(config: Config, samples: Samples) -> tuple[dict[str, str], text.Tokenizer]:

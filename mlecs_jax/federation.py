@@ -103,7 +103,6 @@ class Federation:
         ``available`` is per device.
       moments: standardisation of each modality, computed on all training rows.
       owned: device-level modality sets, bool ``[R, C, M]``, R = 1 unless drawn per round.
-      labels: int ``[n]`` class of every sample of ``samples``; None for text targets.
     """
 
     samples: Samples
@@ -202,7 +201,7 @@ def _stack(
     samples: Samples, target: np.ndarray, shares: Sequence[np.ndarray],
     available: Sequence[np.ndarray],
 ) -> Rows:
-    """Clients' rows on one leading axis; short clients repeat their first row as padding."""
+    """Clients' rows on one leading axis; short clients repeat their rows as padding."""
     longest = max(map(len, shares))
     padded = np.stack([np.pad(rows, (0, longest - len(rows)), mode="wrap") for rows in shares])
     masks = np.stack([np.pad(a, ((0, longest - len(a)), (0, 0)), mode="wrap") for a in available])

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlecs_jax.backbones import HF
+from mlecs_jax.backbones import hf_directories
 from mlecs_jax.config import Config
 from mlecs_jax.errors import UserError
 
@@ -25,9 +25,7 @@ def identity(config: Config) -> dict[str, str]:
     Raises:
       UserError: a file there that cannot be read.
     """
-    named = {"model.slm": config.model.slm, "model.llm": config.model.llm}
-    directories = {option: Path(name.removeprefix(HF)).expanduser()
-                   for option, name in named.items() if name.startswith(HF)}
+    directories = hf_directories(config)
     if config.captions is not None and config.captions.bertscore:
         directories["captions.bertscore"] = Path(config.captions.bertscore).expanduser()
     return {option: directory_hash(folder) for option, folder in directories.items()

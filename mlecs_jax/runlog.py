@@ -149,14 +149,23 @@ def stamp(workdir: Path) -> str:
     return f"{path.stat().st_mtime_ns} {path.read_text()}" if path.exists() else "absent"
 
 
+BUILT_HERE = ("ur_fall", "vast")
+"""Data sets whose classes, strata and layout are this program's own, the same for all."""
+
+
 def data_identity(samples: Samples) -> dict[str, Any]:
-    """What a run was trained on: its source, size and a hash of every reading and target."""
+    """What a run was trained on: its source, size and a hash of every reading and target, and of
+    a user's data also of what their manifest says of them."""
     digest = hashlib.sha256()
     for values in (*samples.inputs.values(), samples.present, samples.groups, samples.labels,
                    samples.devices):
         if values is not None:
             digest.update(values.tobytes())
     digest.update("\n".join(samples.texts or ()).encode())
+    if samples.name not in BUILT_HERE:
+        digest.update(samples.strata.tobytes())
+        layout = {name: (str(x.dtype), x.shape) for name, x in samples.inputs.items()}
+        digest.update(repr((samples.class_names, samples.context, layout)).encode())
     return {"source": samples.source, "samples": len(samples), "sha256": digest.hexdigest()}
 
 

@@ -164,7 +164,7 @@ def summarise(
     result["communication"] = {
         "uplink_bytes_per_round": communication["uplink"],
         "downlink_bytes_per_round": communication["downlink"],
-        # As in the paper's Fig. 3: what a round exchanges, the LoRA counted once, in parameters.
+        # As the paper's Fig. 3 counts ML-ECS: the representations and the LoRA once, in parameters.
         "share_of_parameters": communication["downlink"] / 4 / owned_parameters,
         "uplink_share_of_parameters": communication["uplink"] / 4 / owned_parameters,
         "device_parameters": owned_parameters,

@@ -27,10 +27,8 @@ def write(directory: Path, documents: Iterable[str]) -> None:
 def warnings(setting: Setting) -> list[str]:
     """A line for every backbone that has read held-out captions of this run which its own public
     training text does not tell; none where it is not known what a backbone has read."""
-    model = setting.config.model
-    directories = dict.fromkeys(name.removeprefix(backbones.HF) for name in (model.slm, model.llm)
-                                if name.startswith(backbones.HF))
-    found = (_warning(setting, Path(name).expanduser()) for name in directories)
+    directories = dict.fromkeys(backbones.hf_directories(setting.config).values())
+    found = (_warning(setting, directory) for directory in directories)
     return [line for line in found if line]
 
 

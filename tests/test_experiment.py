@@ -1,6 +1,7 @@
 """A run end to end: its files, resuming, and what it refuses."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from mlecs_jax import assemble, experiment, methods, runlog
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.errors import UserError
-from tests.small import config
+from tests.small import config, samples
 
 ROUNDS = 3
 
@@ -212,3 +213,18 @@ def test_ceilings_are_reported(tmp_path):
     summary = experiment.run(options(**{"eval.ceiling_steps": 20, "train.rounds": 1}), tmp_path)
     assert set(summary["ceilings"]) == {"acce", "rgb", "depth"}
     assert all(0 < value <= 1 for value in summary["ceilings"].values())
+
+
+def test_what_a_manifest_says_of_its_data_is_part_of_what_they_are():
+    """Strata decide who has what, classes what may be answered; of data built here readings tell
+    all."""
+    data = samples()
+    whole = runlog.data_identity(data)["sha256"]
+    for change in ({"strata": data.strata + 1}, {"class_names": (*data.class_names, "d")},
+                   {"context": ("words",) * len(data)},
+                   {"inputs": {f"{name}_": x for name, x in data.inputs.items()}},
+                   {"inputs": {name: x.reshape(len(x), -1) for name, x in data.inputs.items()}}):
+        assert runlog.data_identity(dataclasses.replace(data, **change))["sha256"] != whole
+    ours = dataclasses.replace(data, name="ur_fall")
+    assert runlog.data_identity(ours) == runlog.data_identity(
+        dataclasses.replace(ours, strata=ours.strata + 1))

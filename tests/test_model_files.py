@@ -51,3 +51,9 @@ def test_directories_are_named_by_the_options_that_name_them(directory):
         plain.model, slm=f"hf:{directory}", llm="hf:nowhere"))
     assert model_files.with_identity({"a": 1}, named) == {
         "a": 1, "models": {"model.slm": model_files.directory_hash(directory)}}
+    proxy = dataclasses.replace(plain, method=dataclasses.replace(
+        plain.method, name="co_plms", co_plms=dataclasses.replace(
+            plain.method.co_plms, proxy=f"hf:{directory}")))
+    assert set(model_files.identity(proxy)) == {"method.co_plms.proxy"}
+    other = dataclasses.replace(proxy, method=dataclasses.replace(proxy.method, name="ml_ecs"))
+    assert model_files.identity(other) == {}  # which reads no proxy

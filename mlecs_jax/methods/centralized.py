@@ -1,4 +1,4 @@
-"""Centralized: all training data in one place, the ceiling of what any collaboration could reach.
+"""Centralized: all training data in one place, what collaboration without moving data is for.
 
 One SLM learns from the pooled private rows of all devices and the labelled public rows, each with
 the modalities its owner has (public rows with all); the LLM learns from the same pool. Budget: as

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.rows and not artefact.of_figures:
         raise UserError(f"--rows means nothing to {options.system} {options.artefact}, which reads "
                         "its runs' own files; leave it out")
+    _check_names(options)
     rows = earlier.read(options.rows)
     begun = time.monotonic()
     with SweepDisplay(console) as display:
@@ -65,6 +66,17 @@ def main(arguments: Sequence[str]) -> int:
     elif options.write_docs:
         write_docs(options.write_docs, options, artefact.title, findings, found, missing)
     return INTERRUPTED if unmade and options.run else code
+
+
+def _check_names(options: Options) -> None:
+    """Raises UserError where the tables could not tell two data sets apart."""
+    known: dict[str, str] = {}
+    for dataset in options.datasets:
+        name = options.base(dataset)["data"]["name"]
+        if name in known:
+            raise UserError(f"--dataset: {known[name]} and {dataset} are both data.name={name}, "
+                            "and tables go by that; sweep one at a time, each with a --name")
+        known[name] = dataset
 
 
 def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Results,

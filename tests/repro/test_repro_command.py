@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlecs_jax.errors import UserError
+from mlecs_jax.repro import command
 from mlecs_jax.repro.display import SweepDisplay
 from mlecs_jax.repro.docs_page import versions_text
 from mlecs_jax.repro.results import Results, Run
@@ -66,6 +67,16 @@ def test_no_run_shows_what_is_there(sweep, tmp_path):
         "- [ML-ECS · UR-Fall · Two runs · part-1](#mlecs-table1-ur_fall.part-1-simulated)"]
     assert all(f'<a id="{name}"></a>' in page for name in (
         "mlecs-table1-ur_fall-simulated", "mlecs-table1-ur_fall.part-1-simulated"))
+
+
+def test_two_data_sets_of_one_name_are_refused_before_anything_is_run(tmp_path):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("from mlecs_jax.configs.ur_fall import get_config\n")
+    files = [str(tmp_path / name) for name in ("a.py", "b.py")]
+    with pytest.raises(UserError, match=r"a\.py and .*b\.py are both data.name=ur_fall"):
+        command.main(["mlecs", "table1", "--preset=smoke", "--data=simulated",
+                      f"--dataset={','.join(files)}", f"--workdir={tmp_path / 'work'}"])
+    assert not (tmp_path / "work").exists()
 
 
 def test_versions_are_counted_method_by_method():

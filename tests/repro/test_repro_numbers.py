@@ -179,6 +179,8 @@ def test_where_collaboration_pays():
     assert len(said) == 1
     assert "2 regimes: better in 1 (25 labels, public unlabelled, ρ=.5: +.097 [" in said[0]
     assert said[0].endswith("worse in 0.")
+    assert regime.where_it_pays(made_up(
+        {"ml_ecs_plus": {0: 0.9}, "localpub": {0: 0.5}}, labelled=25)) == []  # of one seed
     assert not regime.heat_maps(made_up({"ml_ecs_plus": {0: 0.8}}))  # nothing to compare with
     (heat,) = regime.heat_maps(both)
     assert heat.kind == "heat" and [cell.text for cell in heat.rows[0]] == [
