@@ -216,19 +216,18 @@ def best_by_validation(records: Sequence[Mapping[str, Any]], metric: str) -> dic
 
 def parameters_of_devices(setting: Setting, devices: Sequence[Any]) -> list[int]:
     """Parameters on every device of a setting: frozen SLM, LoRA, generator, connector, and the
-    encoders and projectors of the modalities it owns."""
-    owned = setting.federation.owned_at(0)
+    encoders and projectors of the modalities it owns, of those that come and go by the rounds."""
+    owned = setting.federation.owned.mean(axis=0)  # share of the rounds
     backbone = lora.count(setting.edge["slm"])
     found = {}
     for cohort, params in zip(setting.cohorts, devices, strict=True):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
         for client in cohort.clients:
-            absent = [name for name, has in
-                      zip(setting.federation.modalities, owned[client], strict=True) if not has]
-            unused = sum(lora.count(shapes["extractor"][name])
-                         + lora.count(shapes["connector"][f"projector_{name}"])
-                         for name in absent)
-            found[int(client)] = backbone + lora.count(shapes) - unused
+            unused = sum(
+                (1 - has) * (lora.count(shapes["extractor"][name])
+                             + lora.count(shapes["connector"][f"projector_{name}"]))
+                for name, has in zip(setting.federation.modalities, owned[client], strict=True))
+            found[int(client)] = round(backbone + lora.count(shapes) - unused)
     return [found[client] for client in sorted(found)]
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mlecs_jax import assemble, experiment, methods, runlog
+from mlecs_jax import assemble, experiment, methods, runlog, scoring
 from mlecs_jax.checkpoint import Checkpoints
 from mlecs_jax.errors import UserError
 from tests.small import config, samples
@@ -228,3 +228,18 @@ def test_what_a_manifest_says_of_its_data_is_part_of_what_they_are():
     ours = dataclasses.replace(data, name="ur_fall")
     assert runlog.data_identity(ours) == runlog.data_identity(
         dataclasses.replace(ours, strata=ours.strata + 1))
+
+
+def test_a_device_holds_what_it_owns_on_the_mean_of_the_rounds():
+    """As the bytes that a share divides are means over rounds."""
+    setting = assemble.setting(options(**{"partition.mask_schedule": "per_round"}))
+    method = methods.build(setting)
+    devices = method.init(jax.random.key(0)).devices
+    found = scoring.parameters_of_devices(setting, devices)
+    owned = setting.federation.owned
+    assert len(owned) == ROUNDS and (owned != owned[0]).any()
+    by_round = [scoring.parameters_of_devices(dataclasses.replace(
+        setting, federation=dataclasses.replace(setting.federation, owned=owned[r:r + 1])), devices)
+        for r in range(ROUNDS)]
+    np.testing.assert_allclose(found, np.mean(by_round, axis=0), atol=1)
+    assert by_round[0] != by_round[1] or by_round[0] != by_round[2]
