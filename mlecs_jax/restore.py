@@ -84,7 +84,8 @@ def check_data(folder: Path, found: Mapping[str, Any], expected: Mapping[str, An
         raise UserError(
             f"{folder} was trained on other data: {expected['samples']} samples "
             f"({expected['source']}, {expected['sha256'][:8]}), here are {found['samples']} "
-            f"({found['source']}, {found['sha256'][:8]}); restore them (MLECS_DATA_DIR)")
+            f"({found['source']}, {found['sha256'][:8]}); restore them (MLECS_DATA_DIR), or the "
+            "version of this program that dealt them")
 
 
 def restored(folder: Path, *, unanswered: bool = False) -> Restored:

@@ -286,41 +286,55 @@ def _by_groups_of_nodes(
     samples: Samples, rows: Sequence[np.ndarray], config: PartitionConfig, rng: np.random.Generator
 ) -> list[Share]:
     """Whole groups of every node held out, and on the same side for all nodes that have rows of
-    them: each in turn adds to what those before it hold out until it has its share."""
-    side: dict[int, str] = {}
-    for node, own in enumerate(rows):
-        groups = _balanced(samples, rng.permutation(np.unique(samples.groups[own])))
-        if len(groups) < 3:
-            raise UserError(f"{samples.name}: {_node_words(node)} has {len(groups)} groups; "
+    them: each in turn adds to what others hold out until it has its share, first of what most
+    others lack too."""
+    groups, first = np.unique(samples.groups, return_index=True)
+    has = np.stack([np.isin(groups, samples.groups[own]) for own in rows])
+    for node, count in enumerate(has.sum(axis=1)):
+        if count < 3:
+            raise UserError(f"{samples.name}: {_node_words(node)} has {count} groups; "
                             "split=sequence needs at least 3 (train, validation, test), use "
                             "split=frame")
-        for part, fraction in (("test", config.test_fraction), ("val", config.val_fraction)):
-            missing = max(1, round(fraction * len(groups))) - sum(
-                side.get(group) == part for group in groups)
-            free = [group for group in groups if group not in side]
-            side |= dict.fromkeys(free[:max(0, missing)], part)
+    side = np.full(len(groups), "train", dtype="<U5")
+    held = {"test": np.zeros(len(rows), int), "val": np.zeros(len(rows), int)}
+    for part, fraction in (("test", config.test_fraction), ("val", config.val_fraction)):
+        for node, own in enumerate(has):
+            missing = int(max(1, round(fraction * own.sum())) - held[part][node])
+            free = _stratified_order(
+                samples.strata[first], np.flatnonzero(own & (side == "train")), missing, rng)
+            for _ in range(missing):
+                # Nobody gives a group away that is needed for another part.
+                needs = 1 + sum((held[other] == 0).astype(int) for other in held if other != part)
+                short = (has & (side == "train")).sum(axis=1) - 1 < needs
+                able = free[~has[short][:, free].any(axis=0)]
+                if not len(able):
+                    break
+                lacking = has[held[part] == 0][:, able].sum(axis=0)
+                group = able[np.argmax(lacking)]
+                side[group], free = part, free[free != group]
+                held[part] += has[:, group]
     nodes = []
     for node, own in enumerate(rows):
-        sides = np.array([side.get(group, "train") for group in samples.groups[own].tolist()])
-        for part in ("train", "val", "test"):
-            if part not in sides:
-                raise UserError(f"{samples.name}: {_node_words(node)} shares its groups with nodes "
-                                f"that leave it none for its {part} rows; use split=frame, or give "
-                                "it more groups")
+        sides = side[np.searchsorted(groups, samples.groups[own])]
+        if set(sides.tolist()) != {"train", "val", "test"}:
+            raise UserError(f"{samples.name}: {_node_words(node)} cannot be given whole groups for "
+                            "training, validation and test, each on the same side for all nodes; "
+                            "use split=frame, or give it more groups")
         nodes.append(Share(**{part: own[sides == part] for part in ("train", "val", "test")}))
     return nodes
 
 
-def _balanced(samples: Samples, groups: np.ndarray) -> list[int]:
-    """Groups in an order of which any beginning has of every stratum about the share that the whole
-    has; of one stratum, in the order given."""
-    known, first = np.unique(samples.groups, return_index=True)
-    strata = samples.strata[first[np.searchsorted(known, groups)]]
-    place = np.empty(len(groups))
-    for stratum in np.unique(strata):
-        own = strata == stratum
-        place[own] = (np.arange(own.sum()) + 0.5) / own.sum()
-    return groups[np.argsort(place, kind="stable")].tolist()
+def _stratified_order(
+    strata: np.ndarray, groups: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Groups at random, so that the first ``count`` have of every stratum the share that all have:
+    a systematic sample of them stratum by stratum, from a random start."""
+    groups = rng.permutation(groups)
+    groups = groups[np.argsort(strata[groups], kind="stable")]
+    count = min(max(count, 0), len(groups))
+    chosen = ((rng.random() + np.arange(count)) * len(groups) / max(count, 1)).astype(int)
+    others = np.setdiff1d(np.arange(len(groups)), chosen)
+    return groups[np.concatenate([rng.permutation(chosen), rng.permutation(others)])]
 
 
 def _node_words(node: int) -> str:

@@ -89,20 +89,54 @@ def test_groups_of_one_device_are_cut_by_itself():
         assert [len(set(data.groups[getattr(share, part)])) for part in PARTS] == [6, 1, 1]
 
 
-def test_a_device_whose_groups_others_hold_out_is_named():
-    """Device 0 has just those shifts that the public pool, which comes first, is tested on."""
-    data = samples(240, groups=24)
-    devices = np.where(np.arange(240) < 120, -1, 0).astype(np.int32)
-    options = PartitionConfig(num_clients=-1, split="sequence", test_fraction=0.3)
-    tested = data.groups[
-        partition(dataclasses.replace(data, devices=devices), options).public.test]
-    groups = np.where(devices < 0, data.groups, np.resize(np.unique(tested), 240)).astype(np.int32)
-    with pytest.raises(UserError, match="device 0 shares its groups with nodes that leave it none "
-                                        "for its train rows"):
-        partition(dataclasses.replace(data, devices=devices, groups=groups), options)
+def test_a_rare_stratum_is_held_out_by_chance_and_not_by_rule():
+    """Ten groups a node, four of a rare kind, one of them for validation and one for the test: over
+    seeds, as often as they are many."""
+    data = samples(600, groups=30)
+    data = dataclasses.replace(data, devices=(data.groups % 3 - 1).astype(np.int32),
+                               strata=(data.groups // 3 % 5 < 2).astype(np.int32))
+    rare = {part: [] for part in PARTS}
+    for seed in range(60):
+        split = partition(data, PartitionConfig(num_clients=-1, split="sequence", seed=seed))
+        for share in (split.public, *split.devices):
+            for part in PARTS:
+                rare[part].append(data.strata[getattr(share, part)].mean())
+    for part in PARTS:
+        np.testing.assert_allclose(np.mean(rare[part]), 0.4, atol=0.11)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nodes_that_overlap_leave_each_other_what_they_need(seed):
+    """A chain of nodes with three or four groups, each of which shares one or two with the next."""
+    data = samples(480, groups=12)
+    has = [{0, 1, 2}, {2, 3, 4}, {4, 5, 6, 7}, {6, 7, 8, 9}, {9, 10, 11}]
+    devices = np.array([rng.choice([node - 1 for node, own in enumerate(has) if group in own])
+                        for rng in [np.random.default_rng(seed)] for group in data.groups])
+    split = partition(dataclasses.replace(data, devices=devices.astype(np.int32)), PartitionConfig(
+        num_clients=-1, split="sequence", seed=seed))
+    groups = {part: {g for s in (split.public, *split.devices)
+                     for g in data.groups[getattr(s, part)]} for part in PARTS}
+    assert sum(map(len, groups.values())) == 12
+
+
+def test_groups_that_cannot_be_cut_are_named():
+    """Four devices with two each of three groups in common with the pool, and one of their own."""
+    data = samples(240, groups=3)
+    devices = np.where(np.arange(240) % 2, -1, 0).astype(np.int32)
+    options = PartitionConfig(num_clients=-1, split="sequence")
+    partition(dataclasses.replace(data, devices=devices), options)
     few = np.where(devices < 0, data.groups, data.groups % 2).astype(np.int32)
     with pytest.raises(UserError, match="device 0 has 2 groups; split=sequence needs at least 3"):
         partition(dataclasses.replace(data, devices=devices, groups=few), options)
+    # Any two of the pool's five groups are with a third that is shared by a device.
+    sets = [(0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)]
+    rows = [(node, group) for node, own in enumerate(sets) for group in own]
+    many = samples(len(rows) * 10, groups=len(rows))
+    data = dataclasses.replace(
+        many, devices=np.array([rows[g][0] - 1 for g in many.groups], np.int32),
+        groups=np.array([rows[g][1] for g in many.groups], np.int32))
+    with pytest.raises(UserError, match="cannot be given whole groups for training, validation"):
+        partition(data, options)
 
 
 def test_too_many_devices_are_named():
