@@ -1,10 +1,9 @@
 """The version of the code that computes a method's numbers.
 
 A hash of the sources that a run of the method executes: the method's file and every module of this
-package, and of a user's method also of its own package or folder, that it or the experiment loop
-reaches by import. Comments, docstrings, other methods,
-reports and dataset builders (whose result is hashed itself) do not enter, so that a change that
-cannot move a number does not turn cached runs stale.
+package, and of a user's method also of their own, that it or the experiment loop reaches by import.
+Comments, docstrings, other methods, reports and dataset builders (whose result is hashed itself) do
+not enter, so that a change that cannot move a number does not turn cached runs stale.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlecs_jax.repro.methods import is_own
@@ -32,48 +33,64 @@ def code_version(*entries: str) -> str:
     (``package.module:function``) or the path of a Python file; or for what it and a loop of its
     own compute together."""
     digest = hashlib.sha256(importlib.metadata.version("jax").encode())
-    for path in sorted(set.union(*map(_reached, entries))):
-        digest.update(_meaning(path).encode())
+    found = set.union(*map(_reached, entries))
+    for path, users in sorted(found):
+        digest.update(_meaning(path, _stamp(path, users)).encode())
     return digest.hexdigest()[:8]
 
 
-def _reached(entry: str) -> set[Path]:
-    """Source files that a run of the method executes."""
+def _reached(entry: str) -> set[tuple[Path, bool]]:
+    """Source files that a run of the method executes, and whether they are the user's."""
     own = _method_file(entry)
-    users = {own} if own and is_own(entry) else set()
-    waiting = [own, *(path for root in _ROOTS if (path := _source(root)))]
-    seen: set[Path] = set()
+    waiting = [(path, False) for root in _ROOTS if (path := _source(root))]
+    if own:
+        waiting.append((own, is_own(entry)))
+    seen: set[tuple[Path, bool]] = set()
     while waiting:
-        path = waiting.pop()
-        if path is None or path in seen:
+        path, users = waiting.pop()
+        if (path, users) in seen:
             continue
-        seen.add(path)
-        waiting += [found for name in _imports(path) if _counts(name, path in users)
-                    and (found := _source(name)) is not None]
-        if own and path in users:
-            theirs = _of_user(path, own, entry)
-            users |= theirs
-            waiting += theirs
+        seen.add((path, users))
+        names = _imports(path, _stamp(path, users))
+        if users and f"{PACKAGE}.methods" in names:  # any of them may be meant
+            names += tuple(f"{PACKAGE}.methods.{file.stem}" for file in _methods())
+        waiting += [(found, False) for name in names
+                    if _counts(name, users) and (found := _source(name))]
+        if own and users:
+            waiting += [(found, True) for found in _of_user(path, names, own, entry)]
     return seen
 
 
-def _of_user(path: Path, own: Path, entry: str) -> set[Path]:
-    """What a file of a user imports of their own: of the package that the method's module is in, or
-    of its file's folder."""
+def _stamp(path: Path, users: bool) -> int:
+    """When a user's file was last written: every run executes it anew. Of this package's 0: they
+    are what this process began with."""
+    return path.stat().st_mtime_ns if users else 0
+
+
+def _of_user(path: Path, names: Sequence[str], own: Path, entry: str) -> Iterator[Path]:
+    """What a file of a user imports of their own: beside the method's file or package, or wherever
+    else Python looks that is no installation."""
     module = entry.partition(":")[0]
-    package = "" if module.endswith(".py") else module.partition(".")[0]
-    depth = module.count(".") + (own.name == "__init__.py") if package else 0
-    found = set()
-    for name in _imports(path):
-        relative = len(name) - len(name.lstrip("."))
-        if not relative and name.partition(".")[0] not in ({package} if package else {
-                top.stem for top in own.parent.iterdir()} - {PACKAGE}):
+    depth = 0 if module.endswith(".py") else module.count(".") + (own.name == "__init__.py")
+    installed = tuple(Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
+    roots = [own.parents[depth], *(
+        root for root in map(Path, dict.fromkeys(entry or "." for entry in sys.path))
+        if root.is_dir() and "site-packages" not in root.parts
+        and not any(root.resolve().is_relative_to(prefix) for prefix in installed))]
+    for name in names:
+        dots = len(name) - len(name.lstrip("."))
+        if not dots and name.partition(".")[0] == PACKAGE:
             continue
-        base = path.parents[relative - 1] if relative else own.parents[depth]
-        place = base / name.lstrip(".").replace(".", "/")
-        found |= {file for file in (place.with_suffix(".py"), place / "__init__.py")
-                  if file.is_file()}
-    return found
+        for root in [path.parents[dots - 1]] if dots else roots:
+            place = root / name.lstrip(".").replace(".", "/")
+            for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+                if file.is_file():
+                    yield file.resolve()
+
+
+def _methods() -> list[Path]:
+    table = _source(f"{PACKAGE}.methods")
+    return sorted(table.parent.glob("[a-z]*.py")) if table else []
 
 
 def _method_file(entry: str) -> Path | None:
@@ -111,9 +128,10 @@ def _counts(name: str, users: bool = False) -> bool:
 
 
 @functools.cache
-def _imports(path: Path) -> tuple[str, ...]:
+def _imports(path: Path, stamp: int) -> tuple[str, ...]:
     """Names of modules, and of what may be modules, that a file imports anywhere in it; relative
     ones begin with their dots."""
+    del stamp  # of the cache
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -138,8 +156,9 @@ def _source(module: str) -> Path | None:
 
 
 @functools.cache
-def _meaning(path: Path) -> str:
+def _meaning(path: Path, stamp: int) -> str:
     """A file's statements without comments, docstrings and layout."""
+    del stamp  # of the cache
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
