@@ -16,7 +16,7 @@ from typing import Any
 
 from mlecs_jax import durable
 from mlecs_jax.config import SPEED_ONLY, in_effect
-from mlecs_jax.data.samples import Samples
+from mlecs_jax.data.samples import BUILT_HERE, Samples
 from mlecs_jax.errors import UserError
 
 KEPT = 2  # rounds of metrics a kill, or a torn checkpoint, may leave unconfirmed
@@ -147,10 +147,6 @@ def stamp(workdir: Path) -> str:
     """Differs between folders, also of equal contents: processes that see one folder see one."""
     path = workdir / CONFIG
     return f"{path.stat().st_mtime_ns} {path.read_text()}" if path.exists() else "absent"
-
-
-BUILT_HERE = ("ur_fall", "vast")
-"""Data sets whose classes, strata and layout are this program's own, the same for all."""
 
 
 def data_identity(samples: Samples) -> dict[str, Any]:

@@ -10,6 +10,9 @@ import numpy as np
 
 from mlecs_jax.errors import UserError
 
+BUILT_HERE = ("ur_fall", "vast")
+"""Names of data sets whose classes, strata and layout this program decides, for all alike."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Samples:

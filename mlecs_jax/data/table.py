@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mlecs_jax.data.samples import Samples
+from mlecs_jax.data.samples import BUILT_HERE, Samples
 from mlecs_jax.data.table_files import (
     Entry,
     did_you_mean,
@@ -54,6 +54,9 @@ def load(manifest_path: str | Path) -> Samples:
     """
     manifest = read_manifest(Path(manifest_path))
     manifest.check_keys(("name", "modalities", "target"), ("id", "group", "stratum", "device"))
+    if (name := manifest.text("name")) in BUILT_HERE:
+        raise manifest.error(f"names the data '{name}', which are this program's own; give yours "
+                             "another name")
     labels, class_names, texts = _target(manifest.child("target"))
     rows = len(labels) if labels is not None else len(texts or ())
 
@@ -64,7 +67,7 @@ def load(manifest_path: str | Path) -> Samples:
     strata = (_strata(manifest, groups) if "stratum" in manifest.keys
               else np.zeros(rows, dtype=np.int32))
     return Samples(
-        name=manifest.text("name"),
+        name=name,
         source="real",
         inputs=inputs,
         present=present,

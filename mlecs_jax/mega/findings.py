@@ -13,7 +13,7 @@ from mlecs_jax.mega.adapter_kinds import AT_OUTPUT, BIAS, POOLED, SHARED
 from mlecs_jax.mega.controls import ALONE, FEDAVG
 from mlecs_jax.mega.runner import LATENCY, PARAMS
 from mlecs_jax.report.blocks import proper
-from mlecs_jax.repro.comparison import data_words, num_seeds, seeds_words, verdict
+from mlecs_jax.repro.comparison import data_words, num_seeds, ranked_words, seeds_words, verdict
 from mlecs_jax.repro.job import Label
 from mlecs_jax.repro.options import Options
 from mlecs_jax.repro.results import FINAL, Results, Run
@@ -95,7 +95,7 @@ def score_table(results: Results, where: Labels, title: str, sides: Sequence[Sid
         ("", *SCORES.values(), *(f"paper: {name}" for name in printed)),
         mark_best(rows, ranked, [True] * len(rows)),
         f"Mean ± standard deviation over {seeds_words(results, where)}; bold: the best mean of a "
-        f"column. {note}" + (f" {PRINTED}" if printed else ""))
+        f"column{ranked_words(results, where)}. {note}" + (f" {PRINTED}" if printed else ""))
 
 
 def caution(results: Results, where: Labels) -> str:
@@ -182,7 +182,7 @@ def _goals(results: Results, where: Labels, sides: Sequence[Side]) -> list[str]:
     if len(means) > len(KINDS):
         first = max(means, key=lambda name: means[name])
         said.append(f"{data}: of the {len(means)} federated rows, {first} has the highest mean "
-                    f"{SCORES['acc2_non0']}, {share(means[first])}.")
+                    f"{SCORES['acc2_non0']}{ranked_words(results, where)}, {share(means[first])}.")
     for ours in sides:
         if ours.labels["method"] != OURS or ours.labels["variant"]:
             continue

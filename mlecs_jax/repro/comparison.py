@@ -81,6 +81,14 @@ def num_seeds(results: Results, where: Labels) -> int:
     return len(results.distinct("seed", where))
 
 
+def ranked_words(
+    results: Results, where: Labels, methods: Sequence[str] | None = None
+) -> str:
+    """Of which seeds ranks are, where runs (of these methods) have unlike ones."""
+    runs = tuple(run for run in results.runs if methods is None or run.labels["method"] in methods)
+    return "" if _all_seeds(Results(runs), where) else ", over the seeds that all have"
+
+
 def _all_seeds(results: Results, where: Labels) -> bool:
     """Every group of runs has every seed."""
     groups: dict[tuple[object, ...], set[Label]] = {}
@@ -122,6 +130,7 @@ def score_table(
     if chosen:
         columns += [("avg at best_val", BEST_VAL, f"client.avg_{metric}"),
                     ("server at best_val", BEST_VAL, f"server.{metric}")]
+    ranked = [m for m in results.distinct("method", where) if m != "centralized"]
     rows: list[tuple[Cell, ...]] = []
     for cell in cells:
         rows += _rows_of_cell(results, {**cell, "variant": variant}, name(cell, where), columns)
@@ -129,8 +138,8 @@ def score_table(
         f"{METRICS.get(metric) or words(metric)} on test data, {data_words(results, where)}",
         ("setting", "method", *(name for name, _, _ in columns)), tuple(rows),
         f"Mean ± standard deviation over {seeds_words(results, where)}, last round{best_val}. "
-        f"Bold: highest mean{'' if _all_seeds(results, where) else ' of the seeds that all have'}; "
-        "'centralized' pools all data and competes with none.",
+        f"Bold: highest mean{ranked_words(results, where, ranked)}; 'centralized' pools all data "
+        "and competes with none.",
         names=2)
 
 
@@ -261,6 +270,6 @@ def _first_places(
         among = "the published methods" + ("" if ours in PUBLISHED else " and itself")
     else:
         among = f"itself and {', '.join(others)}"
-    return [f"{data_words(results, where)}: {proper(ours)} has the highest mean of {among} in "
-            f"{first} of {total} cells ({counted(len(cells), 'setting')} × avg, best, worst, "
-            "server; ties count)."]
+    return [f"{data_words(results, where)}: {proper(ours)} has the highest mean of {among}"
+            f"{ranked_words(results, where, rivals)} in {first} of {total} cells "
+            f"({counted(len(cells), 'setting')} × avg, best, worst, server; ties count)."]

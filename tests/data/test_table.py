@@ -157,6 +157,7 @@ MISTAKES = {  # where, value, what the message says
     "no such key at all": ("target.zzz", 1, r"unknown key 'zzz'; choose from classes, column"),
     "not an object": ("target", "t.csv", "target: must be an object"),
     "name not a text": ("name", 3, "'name' must be a text"),
+    "name of ours": ("name", "ur_fall", "names the data 'ur_fall', which are this program's own"),
     "kind": ("target.kind", "labels", r"did you mean 'label'\?"),
     "missing file": ("modalities.vib.file", "vibe.npy", r"modalities.vib: .*vibe.npy does not ex"),
     "unreadable format": ("modalities.vib.file", "mine.json", "cannot read '.json' files"),

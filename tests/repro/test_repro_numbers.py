@@ -364,8 +364,9 @@ def test_ranks_are_over_the_seeds_that_all_have():
     shown = compare_all(made_up({"ml_ecs": {0: 0.90, 1: 0.90},
                                  "standalone": {0: 0.91, 1: 0.91, 2: 0.70}}), "rho")
     strong = [row[1].text for row in shown.tables[0].rows if row[2].strong]
-    assert strong == ["Standalone"] and "highest mean of the seeds that all" in shown.tables[0].note
-    assert "in 0 of 3 cells" in "".join(shown.sentences)
+    assert strong == ["Standalone"]
+    assert "highest mean, over the seeds that all have;" in shown.tables[0].note
+    assert "Standalone, over the seeds that all have in 0 of 3 cells" in "".join(shown.sentences)
     assert common_means([{0: 1.0, 1: 3.0, 2: float("nan")}, {}, {0: 5.0, 2: 1.0}]) == [
         1.0, None, 5.0]
     assert common_means([{0: 1.0}, {1: 2.0}]) == [None, None] and common_means([]) == []
@@ -386,32 +387,37 @@ def test_code_version_follows_what_computes_the_numbers(tmp_path):
     assert code_version("ml_ecs") != code_version("localpub") == code_version("standalone")
 
 
-def test_code_version_follows_a_users_package_and_folder(tmp_path, monkeypatch):
-    """What a user's method imports of their own and of other methods, by file or by module."""
-    package = tmp_path / "mypackage"
+def test_code_version_follows_what_a_user_imports_of_their_own(tmp_path, monkeypatch):
+    """By file or by module, relative or not, beside the method or elsewhere on Python's path; and
+    in one process, since every run executes a user's file anew."""
+    package, elsewhere = tmp_path / "mypackage", tmp_path / "elsewhere"
     (package / "deep").mkdir(parents=True)
+    elsewhere.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "deep" / "__init__.py").write_text("RANK = 1\n")
+    deep, helper = package / "deep" / "__init__.py", package / "helper.py"
+    lib = elsewhere / "lib.py"
+    deep.write_text("RANK = 1\n")
     (package / "method.py").write_text(
         "from mypackage.helper import scale\nfrom .deep import RANK\n"
         "from mlecs_jax.methods import fedilora\n\n\ndef build(setting):\n    return scale\n")
-    (package / "helper.py").write_text("scale = 1\n")
-    (tmp_path / "mine.py").write_text("import sibling\n\n\ndef build(setting):\n    return 1\n")
-    (tmp_path / "sibling.py").write_text("import json\n")
+    helper.write_text("scale = 1\n")
+    mine, sibling, lone = (tmp_path / name for name in ("mine.py", "sibling.py", "lone.py"))
+    mine.write_text("import sibling\nimport lib\n\n\ndef build(setting):\n    return 1\n")
+    sibling.write_text("import json\n")
+    lone.write_text("import sibling\nfrom mlecs_jax import methods\n")
+    lib.write_text("import numpy\n")
     monkeypatch.syspath_prepend(tmp_path)
-    module, file = "mypackage.method:build", f"{tmp_path / 'mine.py'}"
-    before = code_version(module), code_version(file)
-    assert code_version(f"{file}:build") == before[1] != before[0]
-    assert Path(fedilora.__file__) in code_version_module._reached(module)
-
-    deep = package / "deep" / "__init__.py"
-    for changed, entry in ((package / "helper.py", module), (package / "method.py", module),
-                           (deep, module), (tmp_path / "sibling.py", file),
-                           (tmp_path / "mine.py", file)):
+    monkeypatch.syspath_prepend(elsewhere)
+    module, file, top = "mypackage.method:build", f"{mine}", "lone:build"
+    assert code_version(f"{file}:build") == code_version(file) != code_version(module)
+    for entry in (module, top):
+        reached = {path for path, _ in code_version_module._reached(entry)}
+        assert Path(fedilora.__file__) in reached
+    assert not any("numpy" in path.parts for path, _ in code_version_module._reached(file))
+    for changed, entry in ((helper, module), (package / "method.py", module), (deep, module),
+                           (sibling, file), (lib, file), (mine, file), (sibling, top)):
         known = code_version(entry)
-        changed.write_text(changed.read_text() + "MORE = 1\n")
-        for cache in (code_version_module._imports, code_version_module._meaning):
-            cache.cache_clear()
+        changed.write_text(changed.read_text() + f"MORE = '{entry}'\n")
         assert code_version(entry) != known, changed
 
 

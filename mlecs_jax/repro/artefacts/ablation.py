@@ -10,7 +10,13 @@ from mlecs_jax.errors import UserError
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.artefacts.regime import KEYS, public_words
 from mlecs_jax.repro.artefacts.table1 import splits_of
-from mlecs_jax.repro.comparison import cells_of, data_words, num_seeds, seeds_words
+from mlecs_jax.repro.comparison import (
+    cells_of,
+    data_words,
+    num_seeds,
+    ranked_words,
+    seeds_words,
+)
 from mlecs_jax.repro.job import Job, Label
 from mlecs_jax.repro.options import PUBLICS, Options, each, only
 from mlecs_jax.repro.results import Results
@@ -178,7 +184,8 @@ def _chosen(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
     return [f"{data_words(results, where)}: on validation data the devices' mean {METRICS[metric]} "
             f"over all settings is highest with {best or name + ' as it is'} ({share(known[best])};"
             f" {name} as it is: {share(known[''])}); on test data that variant has "
-            f"{share(tested.get(best))}, {name} as it is {share(tested.get(''))}."]
+            f"{share(tested.get(best))}, {name} as it is {share(tested.get(''))}"
+            f"{ranked_words(results, where)}."]
 
 
 def _lost(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
