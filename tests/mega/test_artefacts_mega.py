@@ -206,7 +206,7 @@ def test_counts_are_those_behind_table_5():
 def test_a_change_of_the_loop_or_the_scores_is_another_version():
     """What personalises, keeps the best version and scores it computes numbers as well."""
     reached = {path.name for entry in ("mega_ce2", "mlecs_jax.mega.experiment")
-               for path in code_version._reached(entry)}
+               for path, _ in code_version._reached(entry)}
     assert {"mega_ce2.py", "experiment.py", "sentiment.py", "adapters.py", "clock.py"} <= reached
     alone, whole = (code_version.code_version(*entries) for entries in (
         ("mega_ce2",), ("mega_ce2", "mlecs_jax.mega.experiment")))
