@@ -74,7 +74,7 @@ def _of_user(path: Path, names: Sequence[str], own: Path, entry: str) -> Iterato
     depth = 0 if module.endswith(".py") else module.count(".") + (own.name == "__init__.py")
     installed = tuple(Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
     roots = [own.parents[depth], *(
-        root for root in map(Path, dict.fromkeys(entry or "." for entry in sys.path))
+        root for root in map(Path, dict.fromkeys(folder or "." for folder in sys.path))
         if root.is_dir() and "site-packages" not in root.parts
         and not any(root.resolve().is_relative_to(prefix) for prefix in installed))]
     for name in names:
