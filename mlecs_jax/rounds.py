@@ -15,6 +15,7 @@ import numpy as np
 
 from mlecs_jax import programs
 from mlecs_jax.config import Config
+from mlecs_jax.federation import has_label
 from mlecs_jax.lora import Lora, Params
 from mlecs_jax.setting import Setting
 from mlecs_jax.stages import device_stage, lone_stage
@@ -62,7 +63,7 @@ def local_steps(options: Config) -> int:
 
 def has_public_label(setting: Setting) -> np.ndarray:
     """Public samples that the server has the label of, bool ``[n]``."""
-    return (np.asarray(setting.federation.public.target) >= 0).any(-1)
+    return np.asarray(has_label(setting.federation.public))
 
 
 def initial_slm(setting: Setting, key: jax.Array) -> Params:

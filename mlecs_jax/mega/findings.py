@@ -174,10 +174,8 @@ def _models(results: Results, where: Labels) -> list[Side]:
 
 def _goals(results: Results, where: Labels, sides: Sequence[Side]) -> list[str]:
     """Whether Mega-CE² is first among the federated, and near the centralised model."""
-    federated = [side for side in sides if side.labels["method"] in FEDERATED]
-    found = common_means([side.at(results, "acc2_non0") for side in federated])
-    means = {side.name: mean for side, mean in zip(federated, found, strict=True)
-             if mean is not None}
+    means = common_means({side.name: side.at(results, "acc2_non0") for side in sides
+                          if side.labels["method"] in FEDERATED})
     data, said = data_words(results, where), []
     if len(means) > len(KINDS):
         first = max(means, key=lambda name: means[name])

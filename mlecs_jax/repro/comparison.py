@@ -81,9 +81,7 @@ def num_seeds(results: Results, where: Labels) -> int:
     return len(results.distinct("seed", where))
 
 
-def ranked_words(
-    results: Results, where: Labels, methods: Sequence[str] | None = None
-) -> str:
+def ranked_words(results: Results, where: Labels, methods: Sequence[str] | None = None) -> str:
     """Of which seeds ranks are, where runs (of these methods) have unlike ones."""
     runs = tuple(run for run in results.runs if methods is None or run.labels["method"] in methods)
     return "" if _all_seeds(Results(runs), where) else ", over the seeds that all have"
@@ -257,9 +255,9 @@ def _first_places(
     cells = _with_all(results, cells, set(rivals))
     for cell in cells:
         for name in ("client.avg_", "client.best_", "client.worst_", "server."):
-            found = common_means([results.at(name + metric, {**cell, "method": m, "variant": ""})
-                                  for m in rivals])
-            means = {m: v for m, v in zip(rivals, found, strict=True) if v is not None}
+            means = common_means({
+                m: results.at(name + metric, {**cell, "method": m, "variant": ""})
+                for m in rivals})
             if ours in means and len(means) > 1:
                 total += 1
                 first += round(means[ours], 3) >= max(round(v, 3) for v in means.values())

@@ -88,13 +88,11 @@ def arranged(page: str) -> str:
     return replaced(page, CONTENTS, listed)
 
 
-def _place(name: str) -> tuple[int, int, str]:
-    """Where a part belongs: its system, its artefact, its data set and ``--name``."""
-    system, artefact = re.split("[-.]", f"{name}-")[:2]
-    known = {key: list(artefacts) for key, artefacts in SYSTEMS.items()}
-    of_system = known.get(system, [])
-    return (list(known).index(system) if system in known else len(known),
-            of_system.index(artefact) if artefact in of_system else len(of_system), name)
+def _place(name: str) -> tuple[int, str]:
+    """Where a part belongs: its artefact's place in the table, its data set and ``--name``."""
+    known = [f"{system}-{artefact}" for system, found in SYSTEMS.items() for artefact in found]
+    artefact = "-".join(re.split("[-.]", name)[:2])
+    return known.index(artefact) if artefact in known else len(known), name
 
 
 def heading(options: Options, title: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from scipy import special
 
 CONFIDENCE = 0.95
+Side = TypeVar("Side", bound=Hashable)  # what sets the sides of a comparison apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +79,15 @@ def paired_over(
     return paired(mean_by_seed([a for a, _ in both]), mean_by_seed([b for _, b in both]))
 
 
-def common_means(sides: Sequence[Mapping[int, float]]) -> list[float | None]:
+def common_means(sides: Mapping[Side, Mapping[int, float]]) -> dict[Side, float]:
     """Every side's mean over the seeds that all sides with any have: what may be ranked, since a
-    seed draws who has what. None of a side without values, or where no seed is common."""
-    known = [{seed: v for seed, v in side.items() if math.isfinite(v)} for side in sides]
-    common = set.intersection(*(set(side) for side in known if side)) if any(known) else set()
-    return [statistics.fmean(side[seed] for seed in common) if side and common else None
-            for side in known]
+    seed draws who has what. Sides without values are left out, and all where no seed is common."""
+    finite = {name: {seed: v for seed, v in side.items() if math.isfinite(v)}
+              for name, side in sides.items()}
+    known = {name: side for name, side in finite.items() if side}
+    common = set.intersection(*map(set, known.values())) if known else set()
+    return {name: statistics.fmean(side[seed] for seed in common)
+            for name, side in known.items() if common}
 
 
 def mean_by_seed(cells: list[Mapping[int, float]]) -> dict[int, float]:

@@ -133,10 +133,10 @@ def mark_best(
     marked = [list(row) for row in rows]
     able = [i for i, may in enumerate(eligible) if may]
     for column in range(max(map(len, values), default=0)):
-        means = common_means([values[i][column] for i in able])
-        known = [round(mean, 3) for mean in means if mean is not None]
-        for i, mean in zip(able, means, strict=True):
-            if mean is not None and round(mean, 3) == max(known):
+        means = common_means({i: values[i][column] for i in able})
+        best = max(means.values(), default=0.0)
+        for i, mean in means.items():
+            if round(mean, 3) == round(best, 3):
                 marked[i][column + 1] = dataclasses.replace(marked[i][column + 1], strong=True)
     return tuple(map(tuple, marked))
 

@@ -4,19 +4,15 @@ import json
 
 import pytest
 
-from mlecs_jax.repro import options, render, results
+from mlecs_jax.repro import render, results
 from mlecs_jax.repro.artefacts import table1
 from mlecs_jax.repro.job import configuration_key
 from mlecs_jax.repro.results import Results, Run
-from mlecs_jax.repro.systems import SYSTEMS
+from tests.repro.command_line import parsed
 
 METHODS = ("ml_ecs", "standalone", "localpub", "ml_ecs_plus")
 COMMAND = ("table1", "--dataset=vast", f"--methods={','.join(METHODS)}", "--seeds=3",
            "--rho=0.5,0.8", "--data=real")
-
-
-def parsed(*arguments):
-    return options.parse(["mlecs", *arguments], {s: tuple(a) for s, a in SYSTEMS.items()})
 
 
 def test_the_jobs_of_the_comparison():

@@ -169,12 +169,11 @@ def _chosen(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
     variants have."""
     metric = primary(results, where)
     (_, key), _ = _nodes(metric)
-    variants = [str(v) for v in results.distinct("variant", where)]
 
     def means(part: str) -> dict[str, float]:
-        found = common_means([mean_by_seed([results.at(part + key, {**cell, "variant": v})
-                                            for cell in cells]) for v in variants])
-        return {v: mean for v, mean in zip(variants, found, strict=True) if mean is not None}
+        return common_means({variant: mean_by_seed([
+            results.at(part + key, {**cell, "variant": variant}) for cell in cells])
+            for variant in results.distinct("variant", where)})
 
     known, tested = means("validation."), means("")
     if "" not in known or len(known) < 2:
