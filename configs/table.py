@@ -10,4 +10,5 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     config = ur_fall.get_config(variant)
     config.data.name = "table"
     config.partition.num_clients = -1  # as many as the data's device column names
+    config.partition.rho = 1.0  # a device has what its rows have; lower takes some away at random
     return config

@@ -159,7 +159,8 @@ def widen(base: MultimodalModel, widths: dict[str, int]) -> MultimodalModel:
 def cohort_clients(
     options: ModelConfig, num_clients: int
 ) -> list[tuple[np.ndarray, dict[str, int]]]:
-    """Device numbers and differing widths of each cohort; devices not named form the first.
+    """Device numbers, ascending, and differing widths of each cohort; devices not named form the
+    first.
 
     Raises:
       UserError: ``model.cohorts`` cannot be read, or names a device twice or one that is not.
@@ -182,7 +183,7 @@ def cohort_clients(
                 raise UserError(f"model.cohorts: device {client} is named twice or does not exist "
                                 f"(devices are 0 to {num_clients - 1})")
             rest.remove(client)
-        cohorts.append((np.array(clients), parsed))
+        cohorts.append((np.array(sorted(clients)), parsed))
     return [(np.array(rest), {}), *cohorts] if rest else cohorts
 
 

@@ -161,6 +161,8 @@ def build(
     common = all(np.array_equal(rows, held_out[0]) for rows in held_out)
     public, public_held_out = split.public.train, np.concatenate([split.public.val,
                                                                   split.public.test])
+    readings = np.stack([samples.present[np.concatenate([s.train, s.val, s.test])].any(axis=0)
+                         for s in split.devices])
     per_sample = config.mask_schedule == "per_sample"
     training_rows = np.unique(np.concatenate([public, *train]))
     return Federation(
@@ -178,7 +180,7 @@ def build(
         public_available=np.stack([masked(j, 2, public) for j in range(clients)])
         if per_sample else None,
         moments=_moments(samples, training_rows),
-        owned=partitioning.ownership(config, clients, modalities, rounds)[:, :, 0],
+        owned=partitioning.ownership(config, readings, rounds),
     )
 
 

@@ -51,9 +51,11 @@ def device_stage(setting: Outline, model: MultimodalModel, shared, params: Param
     weights = shared["weights"]
     messages = {name: shared[name] for name in ("anchors", "teacher") if name in shared}
     public_key, private_key, steps_key = jax.random.split(device["key"], 3)
-    # Unlabelled public rows teach by a message of the server or not at all.
-    public_order = shuffle(
-        public_key, exists(public) if messages else has_label(public))
+    # Unlabelled public rows teach by a message of the server that counts, or not at all.
+    heard = [weights[term] > 0 for message, term in (("anchors", "volume"), ("teacher", "distil"))
+             if message in messages]
+    public_order = shuffle(public_key, jnp.where(
+        jnp.asarray([False, *heard]).any(), exists(public), has_label(public)))
     private_order = shuffle(private_key, exists(private))
 
     def batch_at(step):
@@ -183,8 +185,8 @@ def se_ccl_stage(setting: Outline, shared, server: dict[str, Params], key: jax.A
     every = jnp.ones(public.available.shape[-1], bool)
     weights = shared["weights"]
     order_key, steps_key = jax.random.split(key)
-    beyond_labels = weights["volume"] + weights["kt_llm"] + weights["kt_slm"] > 0
-    order = shuffle(order_key, beyond_labels | has_label(public))
+    # Knowledge is transferred along known answers: a row without one teaches by the volume alone.
+    order = shuffle(order_key, (weights["volume"] > 0) | has_label(public))
 
     def batch_at(step):
         index = batch_rows(order, step, options.train.batch_size)

@@ -149,20 +149,28 @@ def _labelled_public(samples: Samples, public: Share, config: PartitionConfig) -
     return np.isin(unit, chosen)
 
 
-def ownership(
-    config: PartitionConfig, num_clients: int, num_modalities: int, rounds: int
-) -> np.ndarray:
-    """Device-level modality sets, bool ``[R, C, 1, M]``; R = 1 unless drawn per round.
+def ownership(config: PartitionConfig, readings: np.ndarray, rounds: int) -> np.ndarray:
+    """Device-level modality sets, bool ``[R, C, M]``; R = 1 unless drawn per round.
 
-    Every device has at least one modality: an empty draw is repeated (ML-ECS gives no rule).
-    Under ``per_sample`` all are owned here; :func:`sample_mask` takes modalities away.
+    Of the modalities that a device has readings of, each is its own with probability ρ. Every
+    device has at least one: an empty draw is repeated (ML-ECS gives no rule). Under ``per_sample``
+    a device has all of them, and :func:`sample_mask` takes single readings away.
+
+    Args:
+      readings: bool ``[C, M]``: the data hold a reading of the modality on the device.
+
+    Raises:
+      UserError: a device without any reading.
     """
-    shape = (rounds if config.mask_schedule == "per_round" else 1, num_clients, num_modalities)
+    if (silent := np.flatnonzero(~readings.any(axis=1))).size:
+        raise UserError(f"device {silent[0]} has no reading of any modality; leave it out of the "
+                        "data, or give it some")
     if config.mask_schedule == "per_sample":
-        return np.ones((1, num_clients, 1, num_modalities), bool)
+        return readings[None]
+    rounds = rounds if config.mask_schedule == "per_round" else 1
     rng = np.random.default_rng([config.seed, 1])
     draw = _bernoulli if config.mask_draw == "bernoulli" else _stratified
-    return draw(rng, shape, config.rho)[:, :, None, :]
+    return draw(rng, np.broadcast_to(readings, (rounds, *readings.shape)), config.rho)
 
 
 def sample_mask(
@@ -172,27 +180,27 @@ def sample_mask(
     if config.mask_schedule != "per_sample":
         return None
     rng = np.random.default_rng([config.seed, 2, client, part])
-    return _bernoulli(rng, (num_samples, num_modalities), config.rho)
+    return _bernoulli(rng, np.ones((num_samples, num_modalities), bool), config.rho)
 
 
-def _bernoulli(rng: np.random.Generator, shape: tuple[int, ...], rho: float) -> np.ndarray:
-    """Bernoulli(ρ) with empty rows (last axis) drawn again."""
-    mask = rng.random(shape) < rho
+def _bernoulli(rng: np.random.Generator, possible: np.ndarray, rho: float) -> np.ndarray:
+    """Bernoulli(ρ) of what is possible, ``[…, M]``, with empty rows drawn again."""
+    mask = (rng.random(possible.shape) < rho) & possible
     while (empty := ~mask.any(axis=-1)).any():
-        mask[empty] = rng.random((int(empty.sum()), shape[-1])) < rho
+        mask[empty] = (rng.random((int(empty.sum()), possible.shape[-1])) < rho) & possible[empty]
     return mask
 
 
-def _stratified(rng: np.random.Generator, shape: tuple[int, ...], rho: float) -> np.ndarray:
-    """round(ρ C) owners of each modality, at least one; a device without any is drawn again."""
-    rounds, clients, modalities = shape
-    owners = max(1, round(rho * clients))
-    mask = np.zeros(shape, bool)
-    for r in range(rounds):
-        for m in range(modalities):
-            mask[r, rng.permutation(clients)[:owners], m] = True
-        empty = ~mask[r].any(axis=-1)
-        mask[r, empty, rng.integers(modalities, size=int(empty.sum()))] = True
+def _stratified(rng: np.random.Generator, possible: np.ndarray, rho: float) -> np.ndarray:
+    """Of the C devices that can own a modality round(ρ C) do, at least one; a device that is left
+    without any draws one of those it can have."""
+    mask = np.zeros(possible.shape, bool)
+    for mine, able in zip(mask, possible, strict=True):
+        for m in range(able.shape[1]):
+            candidates = rng.permutation(np.flatnonzero(able[:, m]))
+            mine[candidates[:max(1, round(rho * len(candidates)))], m] = True
+        for device in np.flatnonzero(~mine.any(axis=-1)):
+            mine[device, rng.choice(np.flatnonzero(able[device]))] = True
     return mask
 
 

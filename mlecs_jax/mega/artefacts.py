@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlecs_jax.errors import UserError
-from mlecs_jax.mega import controls, convergence, findings
+from mlecs_jax.mega import config, controls, convergence, findings
 from mlecs_jax.mega.runner import LATENCY, PARAMS
 from mlecs_jax.models import sentiment_zoo
 from mlecs_jax.repro.job import Job, Label
@@ -51,6 +51,7 @@ def job(options: Options, dataset: str, method: str, seed: int, variant: str = "
     values = options.values(dataset, {
         "method.name": method, "seed": seed, "partition.seed": seed, "clock.seed": seed}
         | {name.replace("__", "."): value for name, value in changes.items()})
+    config.parse(values)  # a value that cannot be is told of before the first run
     labels: dict[str, Label] = {"dataset": dataset, "method": method, "variant": variant,
                                 "split": values["data"]["split"], "seed": seed}
     return Job(labels, values, RUNNER, extras)
@@ -107,11 +108,24 @@ def adapter_jobs(options: Options) -> list[Job]:
 
 
 def latency_jobs(options: Options) -> list[Job]:
-    return [job(chosen(options), "mosi", LATENCY, 0, options.preset, eval__latency=options.preset)]
+    return [job(_of_one(options), "mosi", LATENCY, 0, options.preset,
+                eval__latency=options.preset)]
 
 
 def params_jobs(options: Options) -> list[Job]:
-    return [job(chosen(options), "mosi", PARAMS, 0)]
+    return [job(_of_one(options), "mosi", PARAMS, 0)]
+
+
+def _of_one(options: Options) -> Options:
+    """Of an artefact in which a seed draws nothing that its figures depend on.
+
+    Raises:
+      UserError: as :func:`chosen`, or certain seeds are asked for.
+    """
+    if options.seeds[0]:
+        raise UserError(f"--seeds means nothing to mega {options.artefact}, in which nothing is "
+                        "drawn; leave it out")
+    return chosen(options)
 
 
 TABLE: Mapping[str, tuple[str, Callable, Callable]] = {

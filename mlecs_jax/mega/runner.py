@@ -100,6 +100,7 @@ def _logged(
     """
     data, name = _data(options.data), options.method.name
     (folder / runlog.METRICS).unlink(missing_ok=True)
+    on_round(0, 1)
     identity = dataclasses.asdict(options) | {"samples": experiment.data_identity(data)}
     with contextlib.closing(runlog.RunLog(folder, identity)) as log:
 

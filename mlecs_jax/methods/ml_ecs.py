@@ -150,7 +150,8 @@ def cloud_part(setting: Setting) -> CloudPart:
         return {"llm": rounds.initial_llm(setting, key), "slm": slm}
 
     def speak(server: Params) -> dict[str, Any]:
-        return {"anchors": fuse(setting.cloud, server["llm"])} if options.method.public else {}
+        heard = options.method.public and options.method.ccl
+        return {"anchors": fuse(setting.cloud, server["llm"])} if heard else {}
 
     def learn(server: Params, uploads: dict[str, Any], r: int, key: jax.Array):
         rate, known = rounds.rate_at(options, r), server["slm"]["lora"]
@@ -185,9 +186,11 @@ def device_part(setting: Setting) -> DevicePart:
     stage = setting.on_devices(device_stage)
     predict = Predictor(setting)
     numbers = np.sort(np.concatenate([cohort.clients for cohort in setting.cohorts]))
-    if not options.method.broadcast and (options.channel.uplink != "none" or private):
-        raise UserError("channel.uplink and privacy speak of differences to what was broadcast; "
-                        "set method.broadcast=True, or channel.uplink=none and privacy.clip=0")
+    if not options.method.broadcast and (
+            options.channel.uplink != "none" or private or options.aggregation.clip):
+        raise UserError("channel.uplink, aggregation.clip and privacy speak of differences to what "
+                        "was broadcast; set method.broadcast=True, or channel.uplink=none, "
+                        "aggregation.clip=0 and privacy.clip=0")
 
     def init(key: jax.Array) -> Nodes:
         lora = rounds.initial_slm(setting, key)["lora"]

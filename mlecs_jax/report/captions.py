@@ -6,15 +6,19 @@ from typing import Any
 
 from mlecs_jax.report.axes import score
 from mlecs_jax.report.blocks import scroller, section, words
-from mlecs_jax.report.markup import Markup, tag
+from mlecs_jax.report.markup import Markup, join, tag
 from mlecs_jax.report.run_files import RunFiles, dig, number
 
 METRIC = "rougeLsum"
 _LONGEST = 600  # characters of an input shown
 
 
-def captions_section(run: RunFiles) -> Markup | None:
-    """One row per sample: who wrote it, what it should say, what it says."""
+def captions_section(run: RunFiles, whose: Markup | None = None) -> Markup | None:
+    """One row per sample: who wrote it, what it should say, what it says.
+
+    Args:
+      whose: said first, where the page is not of this run alone.
+    """
     if not run.samples:
         return None
     head = tag("tr", tag("th", "node", scope="col"), tag("th", "had", scope="col"),
@@ -25,9 +29,10 @@ def captions_section(run: RunFiles) -> Markup | None:
     kept = " Of the server: devices keep theirs." if dig(run.summary, "deployment") else ""
     return section(
         "captions", "Captions to read", scroller("Table of generated captions", table),
-        lead=f"{len(run.samples)} test samples drawn at random, not chosen by score, captioned "
-        "after the last round. “Had” are the modalities that the node owned and the sample has."
-        + kept)
+        lead=join([*filter(None, [whose]),
+                   f"{len(run.samples)} test samples drawn at random, not chosen by score, "
+                   "captioned after the last round. “Had” are the modalities that the node owned "
+                   f"and the sample has.{kept}"]))
 
 
 def _row(sample: dict[str, Any]) -> Markup:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from mlecs_jax.report.axes import byte_text, linear_axis, log_axis, score
 from mlecs_jax.report.blocks import grid, panel, section, words
 from mlecs_jax.report.captions import captions_section
@@ -17,10 +19,10 @@ from mlecs_jax.report.curves import (
     rounds_done,
     stages_of,
 )
-from mlecs_jax.report.markup import Markup, tag
+from mlecs_jax.report.markup import Markup, join, tag
 from mlecs_jax.report.run_files import RunFiles, dig, number
 from mlecs_jax.report.svg import Band, DotRow, Line, Point, dot_rows, heat_map, line_chart, scatter
-from mlecs_jax.report.sweep_files import SweepFiles, SweepRun, by_series, of_runs
+from mlecs_jax.report.sweep_files import SERIES, SweepFiles, SweepRun, by_series, of_runs
 
 _STYLES = ("dev", "srv", "ceil", "down")
 _FIRST = ("ML-ECS", "ML-ECS+", "Local + public", "Private only")  # coloured where they are there
@@ -275,8 +277,7 @@ def _by_modalities(title: str, series: dict[str, list[SweepRun]], metric: str) -
 
 def confusions_section(sweep: SweepFiles) -> Markup | None:
     """Confusion matrices summed over devices and seeds, of the leading methods."""
-    tables = []
-    names: list[str] = []
+    tables: dict[tuple[str, ...], list[tuple[str, np.ndarray]]] = {}  # by the classes' names
     for title, runs in _first(sweep):
         for name, members in by_series(runs).items():
             if name not in _CONFUSED and len(by_series(runs)) > 3:
@@ -286,11 +287,12 @@ def confusions_section(sweep: SweepFiles) -> Markup | None:
                 dig(f.summary, "confusion", "personal") for f in files])
             if total is not None:
                 found = dig(files[0].summary, "class_names")
-                names = [str(n) for n in found] if isinstance(found, list) else []
-                tables.append((f"{name}: {title}", total))
+                names = tuple(map(str, found)) if isinstance(found, list) else ()
+                tables.setdefault(names, []).append((f"{name}: {title}", total))
     if not tables:
         return None
-    return section("confusion", "Confusion matrices", matrices(tables, names),
+    return section("confusion", "Confusion matrices",
+                   *(matrices(found, list(names)) for names, found in tables.items()),
                    lead="Test samples, all devices or edges and all seeds together. Rows: true "
                    "class; columns: answer; a last column “unparsable”: answers that name no "
                    "class." + _not_drawn(sweep))
@@ -301,6 +303,13 @@ def samples_section(sweep: SweepFiles) -> Markup | None:
     for name in (*_FIRST, None):
         for run in sweep.finished:
             if run.files and (name is None or run.series == name) and (
-                    drawn := captions_section(run.files)):
+                    drawn := captions_section(run.files, _whose(sweep, run))):
                 return drawn
     return None
+
+
+def _whose(sweep: SweepFiles, run: SweepRun) -> Markup:
+    """Which run something is of, with the way to its page."""
+    setting = {k: v for k, v in run.labels.items() if k not in SERIES}
+    told = f"{run.series}, {sweep.words(setting)}, seed {run.labels.get('seed')}"
+    return join(["Of one run: ", tag("a", told, href=f"{run.link}/report.html"), ". "])

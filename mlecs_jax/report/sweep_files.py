@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mlecs_jax.report.run_files import RunFiles, read_run, text
 
 SWEEP = "sweep.json"
 Labels = Mapping[str, Any]
-_SERIES = ("method", "variant", "uplink")
+SERIES = ("method", "variant", "uplink")  # labels that a chart compares
 _SHORT = {"rho": "ρ", "num_clients": "N", "labelled": "labels per device",
           "public_labels": "public labels", "server_labelled": "labelled at the server",
           "mask_schedule": "availability"}
@@ -105,6 +105,11 @@ class SweepFiles:
         return [run for run in self.runs if not run.failure]
 
     @property
+    def failed(self) -> list[SweepRun]:
+        """One of every run that failed, whatever it stands for."""
+        return distinct(run for run in self.runs if run.failure)
+
+    @property
     def datasets(self) -> list[str]:
         """What its runs are on, as papers write it."""
         named = (run.labels.get("dataset") for run in self.runs)
@@ -141,7 +146,7 @@ class SweepFiles:
         for run in self.finished:
             if run.files:
                 found.setdefault(self.words({k: v for k, v in run.labels.items()
-                                             if k not in (*_SERIES, "seed")}), []).append(run)
+                                             if k not in (*SERIES, "seed")}), []).append(run)
         return found
 
     def words(self, labels: Labels) -> str:
@@ -160,6 +165,11 @@ class SweepFiles:
                 shown = "all" if name == "labelled" and not value else f"{value:g}"
                 parts.append(f"{_SHORT.get(name, name)} {shown}")
         return ", ".join(parts) or "all runs"
+
+
+def distinct(runs: Iterable[SweepRun]) -> list[SweepRun]:
+    """The first of every run: one may stand for several settings, whose numbers are the same."""
+    return list({run.link: run for run in reversed(list(runs))}.values())[::-1]
 
 
 def by_series(runs: list[SweepRun]) -> dict[str, list[SweepRun]]:

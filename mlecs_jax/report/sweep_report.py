@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlecs_jax.report.axes import counted
 from mlecs_jax.report.blocks import section
 from mlecs_jax.report.headline import BANNERS
 from mlecs_jax.report.markup import Markup, join, tag
@@ -16,7 +17,7 @@ from mlecs_jax.report.sweep_charts import (
     curves_section,
     samples_section,
 )
-from mlecs_jax.report.sweep_files import SweepFiles, read_sweep
+from mlecs_jax.report.sweep_files import SweepFiles, distinct, read_sweep
 from mlecs_jax.report.sweep_tables import (
     differences_section,
     findings_section,
@@ -88,13 +89,13 @@ def _title(sweep: SweepFiles) -> list[str]:
 
 def _header(sweep: SweepFiles) -> Markup:
     kind = "counted" if sweep.counted else sweep.data_source or "none"
-    failed = len(sweep.runs) - len(sweep.finished)
-    missing = sweep.content.get("missing") or 0
-    rows = sum(run.earlier for run in sweep.finished)
-    state = (f"{len(sweep.finished)} runs"
+    failed, runs = len(sweep.failed), distinct(sweep.finished)
+    missing = (sweep.content.get("missing") or 0) - failed
+    rows = sum(run.earlier for run in runs)
+    state = (counted(len(runs), "run")
              + (f", {rows} of them rows of an earlier sweep" if rows else "")
              + (f", {failed} failed" if failed else "")
-             + (f", {missing} not there yet" if missing else ""))
+             + (f", {missing} not there yet" if missing > 0 else ""))
     artefact, *which = _title(sweep)
     datasets = sweep.datasets
     facts = [("data set" if len(datasets) == 1 else "data sets", ", ".join(datasets)),

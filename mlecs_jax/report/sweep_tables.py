@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from mlecs_jax.report.axes import duration, linear_axis, score
+from mlecs_jax.report.axes import counted, duration, linear_axis, score
 from mlecs_jax.report.blocks import grid, panel, scroller, section
 from mlecs_jax.report.curves import primary_metric
 from mlecs_jax.report.markup import Markup, tag
 from mlecs_jax.report.run_files import RunFiles, dig, number
 from mlecs_jax.report.svg import Interval, forest
-from mlecs_jax.report.sweep_files import SweepFiles, SweepRun
+from mlecs_jax.report.sweep_files import SERIES, SweepFiles, SweepRun, distinct
 
 _ALL = "#runs"  # the list of all runs
 _UPRIGHT = 10  # columns at most that an upright page prints
@@ -54,24 +54,26 @@ def differences_section(sweep: SweepFiles) -> Markup | None:
 def runs_section(sweep: SweepFiles) -> Markup:
     """Every group of runs with the score of each seed, linked to its report; failures first."""
     failed = [tag("li", tag("b", f"{run.series}, {sweep.words(run.labels)}"), ": ", run.failure)
-              for run in sweep.runs if run.failure]
+              for run in sweep.failed]
     groups: dict[Any, list[SweepRun]] = {}
     for run in sweep.finished:
         groups.setdefault(run.group, []).append(run)
     rows = [tag("tr", tag("th", runs[0].series, scope="row"),
                 tag("td", sweep.words({k: v for k, v in runs[0].labels.items()
-                                       if k not in ("method", "variant", "uplink")})),
+                                       if k not in SERIES})),
                 tag("td", *(_run_link(run) for run in runs)), id=_slug(group))
             for group, runs in groups.items()]
     head = tag("tr", *(tag("th", name, scope="col") for name in (
         "method", "setting", "seed: mean score of the devices, or test MAE")))
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="devices runs")
     seconds = number(sweep.content.get("seconds"))
-    spent = sum(number(run.get("seconds")) or 0.0 for run in sweep.content["runs"])
-    lead = (f"{len(sweep.finished)} runs. The last call took {duration(seconds)} with "
+    spent = sum({run.get("run"): number(run.get("seconds")) or 0.0
+                 for run in sweep.content["runs"]}.values())
+    runs = distinct(sweep.finished)
+    lead = (f"{counted(len(runs), 'run')}. The last call took {duration(seconds)} with "
             f"{sweep.content.get('processes')} workers and spent {duration(spent)} of worker time "
             "on runs that were not done before.")
-    earlier = sum(run.earlier for run in sweep.finished)
+    earlier = sum(run.earlier for run in runs)
     if earlier:
         lead += (f" {earlier} are rows of an earlier sweep: tables have them, charts leave them "
                  "out, and they have no page.")

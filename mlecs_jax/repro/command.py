@@ -11,13 +11,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mlecs_jax import durable
 from mlecs_jax.errors import INTERRUPTED, UserError
 from mlecs_jax.report.axes import counted, duration
 from mlecs_jax.report.sweep_report import write_sweep_report
 from mlecs_jax.repro import earlier, engine, render, results
-from mlecs_jax.repro.display import SweepDisplay
+from mlecs_jax.repro.display import SweepDisplay, failed_line
 from mlecs_jax.repro.docs_page import write_docs
 from mlecs_jax.repro.engine import Outcome
+from mlecs_jax.repro.job import Job, configuration_key
 from mlecs_jax.repro.options import Options, parse
 from mlecs_jax.repro.results import Results
 from mlecs_jax.repro.systems import SYSTEMS
@@ -42,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--rows means nothing to {options.system} {options.artefact}, which reads "
                         "its runs' own files; leave it out")
     _check_names(options)
+    _check_folder(options)
     rows = earlier.read(options.rows)
     begun = time.monotonic()
     with SweepDisplay(console) as display:
@@ -49,8 +52,9 @@ def main(arguments: Sequence[str]) -> int:
                                   display=display, any_code=options.any_code, train=options.run,
                                   earlier=rows)
     found = results.read(outcomes)
-    unmade = len(jobs) - len(outcomes)
-    missing = unmade + sum(bool(outcome.failure) for outcome in outcomes)
+    failed = [outcome for outcome in distinct(outcomes) if outcome.failure]
+    unmade = num_unmade(jobs, outcomes)
+    missing = unmade + len(failed)
     if unmade and not found.runs:
         if options.run:
             raise KeyboardInterrupt
@@ -62,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     code = _finish(options, outcomes, found, time.monotonic() - begun, console, missing)
     if options.write_docs and missing and options.run:  # not replaced by a part of itself by chance
         console.print(f"{options.write_docs} is left as it was; --no-run writes what there is",
-                      soft_wrap=True)
+                      soft_wrap=True, markup=False)
     elif options.write_docs:
         write_docs(options.write_docs, options, artefact.title, findings, found, missing)
     return INTERRUPTED if unmade and options.run else code
@@ -79,6 +83,37 @@ def _check_names(options: Options) -> None:
         known[name] = dataset
 
 
+def _check_folder(options: Options) -> None:
+    """Raises UserError where the artefact's folder holds results of another sweep: of other data
+    sets, another preset or another kind of data."""
+    asked = _asked(options)
+    try:
+        told = json.loads((options.folder / SWEEP).read_text("utf-8"))["asked"]
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or of before it was told
+        return
+    other = " ".join(f"{flag}={told[flag]}" for flag in asked if told.get(flag) != asked[flag])
+    if other:
+        raise UserError(f"{options.folder} holds the results of {other}; give this sweep a --name, "
+                        "or another --workdir")
+
+
+def num_unmade(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> int:
+    """How many runs of the jobs are not there: jobs of one configuration are one run."""
+    there = {id(outcome.job) for outcome in outcomes}
+    return len({configuration_key(job, {}) for job in jobs if id(job) not in there})
+
+
+def _asked(options: Options) -> dict[str, str]:
+    """What no two sweeps of one folder may differ in."""
+    return {"--dataset": ",".join(options.datasets), "--preset": options.preset,
+            "--data": options.data}
+
+
+def distinct(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """One outcome of every run: a run may stand for several jobs."""
+    return list({outcome.folder: outcome for outcome in outcomes}.values())
+
+
 def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Results,
           findings: Findings, seconds: float, missing: int) -> None:
     """The artefact's folder: results, tables and what ran.
@@ -89,16 +124,17 @@ def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Resu
     options.folder.mkdir(parents=True, exist_ok=True)
     results.write(results.tidy(found, options.workdir), options.folder)
     head = f"# {title}\n\n" + (f"{render.missing_text(missing)}\n\n" if missing else "")
-    (options.folder / TABLES).write_text(head + render.markdown(findings), "utf-8")
-    (options.folder / SWEEP).write_text(json.dumps(dataclasses.asdict(findings) | {
+    durable.write(options.folder / TABLES, head + render.markdown(findings))
+    durable.write(options.folder / SWEEP, json.dumps(dataclasses.asdict(findings) | {
         "system": options.system, "artefact": options.artefact, "title": title,
         "preset": options.preset, "data": options.data, "seeds": options.seeds_text,
+        "asked": _asked(options),
         "name": options.name, "command": options.command, "processes": options.processes,
         "missing": missing,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "runs": [_entry(outcome, options) for outcome in outcomes],
-    }, indent=1) + "\n", "utf-8")
+    }, indent=1) + "\n")
     write_sweep_report(options.folder)
 
 
@@ -113,15 +149,15 @@ def _entry(outcome: Outcome, options: Options) -> dict[str, object]:
 def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, seconds: float,
             console: Console, missing: int) -> int:
     """Says what was done, on which data, what failed and what is not there."""
-    distinct = {outcome.folder: outcome for outcome in outcomes}.values()
-    failed = [outcome for outcome in distinct if outcome.failure]
-    cached = sum(outcome.cached for outcome in distinct)
-    made = len(distinct) - cached - len(failed)
-    rows = sum(outcome.row is not None for outcome in distinct)
-    before = f"{cached} done before" + (f" ({rows} by --rows)" if rows else "")
+    runs = distinct(outcomes)
+    failed = [outcome for outcome in runs if outcome.failure]
+    cached = sum(outcome.cached for outcome in runs)
+    made = len(runs) - cached - len(failed)
+    rows = sum(outcome.row is not None for outcome in runs)
+    before = f"{cached} done before" + (f" ({rows} by --rows)" if options.rows else "")
     console.print(f"{counted(made, 'run')} made in {duration(seconds)}, {before}, "
                   f"{len(failed)} failed; {counted(options.processes, 'worker')}; "
-                  f"results: {options.folder}", soft_wrap=True)
+                  f"results: {options.folder}", soft_wrap=True, markup=False)
     if missing:
         console.print(f"[bold yellow]{render.missing_text(missing)}[/bold yellow]; the same "
                       "command makes them" + ("" if options.run else " without --no-run"),
@@ -132,7 +168,7 @@ def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, secon
     mixed = [method for method, codes in results.versions(found).items() if len(codes) > 1]
     if mixed:
         console.print(f"runs of {', '.join(mixed)} were made by several versions of the sources",
-                      soft_wrap=True)
+                      soft_wrap=True, markup=False)
     for outcome in failed:
-        console.print(f"[red]failed[/red] {outcome.job.name}: {outcome.failure}", soft_wrap=True)
+        console.print(failed_line(outcome), soft_wrap=True)
     return 1 if failed else 0

@@ -29,7 +29,7 @@ from mlecs_jax.repro.tables import (
 
 SHORT = {"rho": "ρ", "num_clients": "N", "labelled": "labels", "mask_schedule": "availability",
          "public_labels": "public labels"}
-
+SAYS_NOTHING = "one seed says nothing about the difference"
 
 Namer = Callable[[Labels, Labels], str]
 """``(cell, where)`` to words for what sets the cell apart within ``where``."""
@@ -235,10 +235,16 @@ def _sentence(
     return f"{head}{seeds}{part}; {verdict(a, found)}{note}."
 
 
+def with_seeds(found: Difference) -> str:
+    """A difference and how many seeds it is of, where nothing is said of who is better."""
+    told = f", {found.n} seeds" if found.low is not None else f"; {SAYS_NOTHING}"
+    return difference_text(found) + told
+
+
 def verdict(name: str, found: Difference, lower: bool = False) -> str:
     """What a difference says of the method ``name``; ``lower``: less is better."""
     if found.low is None:
-        return "one seed says nothing about the difference"
+        return SAYS_NOTHING
     if found.above or found.below:
         return f"{name} is {'worse' if found.above == lower else 'better'}"
     return "no difference is shown"
@@ -250,6 +256,7 @@ def _first_places(
     """In how many cells (each of avg, best, worst, server) the method's mean is the highest, of
     the settings in which all its rivals have run, and over the seeds that they share."""
     first = total = 0
+    nodes: dict[str, None] = {}
     rivals = [m for m in results.distinct("method", where)
               if m in PUBLISHED or m == ours]
     cells = _with_all(results, cells, set(rivals))
@@ -260,6 +267,7 @@ def _first_places(
                 for m in rivals})
             if ours in means and len(means) > 1:
                 total += 1
+                nodes[name.removeprefix("client.").strip("_.")] = None
                 first += round(means[ours], 3) >= max(round(v, 3) for v in means.values())
     if not total:
         return []
@@ -270,4 +278,4 @@ def _first_places(
         among = f"itself and {', '.join(others)}"
     return [f"{data_words(results, where)}: {proper(ours)} has the highest mean of {among}"
             f"{ranked_words(results, where, rivals)} in {first} of {total} cells "
-            f"({counted(len(cells), 'setting')} × avg, best, worst, server; ties count)."]
+            f"({counted(len(cells), 'setting')} × {', '.join(nodes)}; ties count)."]

@@ -6,6 +6,7 @@ import time
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
@@ -23,8 +24,10 @@ class SweepDisplay:
                              BarColumn(bar_width=32), TextColumn("{task.description}"),
                              auto_refresh=False, console=self._console)
         self._lines: dict[int, str] = {}
+        self._first: dict[int, float] = {}  # share that a resumed run had when it was taken up
         self._shares: dict[int, float] = {}  # of the run each worker is at, done so far
         self._total = self._cached = self._ended = self._failed = 0
+        self._before = 0.0  # runs' worth of rounds that ended runs had before this command
         self._live = Live(get_renderable=self._render, console=self._console, transient=True,
                           refresh_per_second=2, auto_refresh=self._console.is_terminal)
 
@@ -46,27 +49,29 @@ class SweepDisplay:
 
     def round(self, slot: int, complete: int, total: int) -> None:
         self._shares[slot] = complete / total
+        self._first.setdefault(slot, self._shares[slot])
 
     def end(self, slot: int, outcome: Outcome) -> None:
         self._ended += 1
         self._failed += bool(outcome.failure)
+        self._before += self._first.pop(slot, 0.0)
         del self._lines[slot], self._shares[slot]
         self._bar.update(self._task, advance=1)
         if outcome.failure:
-            self._console.print(f"[red]failed[/red] {outcome.job.name}: {outcome.failure}",
-                                soft_wrap=True)
+            self._console.print(failed_line(outcome), soft_wrap=True)
         elif not self._console.is_terminal:
             self._console.print(
                 f"{self._cached + self._ended}/{self._total} {outcome.job.name}: "
-                f"{outcome.seconds:.0f} s, {self.left()}", soft_wrap=True)
+                f"{outcome.seconds:.0f} s, {self.left()}", soft_wrap=True, markup=False)
 
     def left(self) -> str:
         """How long the rest takes if it goes on as it did since this command began."""
         done = self._ended + sum(self._shares.values())
-        if done <= 0:
+        ours = done - self._before - sum(self._first.values())
+        if ours <= 0:
             return "…"
         rest = self._total - self._cached - done
-        seconds = rest * (time.monotonic() - self._begun) / done
+        seconds = rest * (time.monotonic() - self._begun) / ours
         return f"{duration(seconds)} left"
 
     def _render(self) -> Group:
@@ -77,3 +82,8 @@ class SweepDisplay:
         workers = [Text(f"  {slot}: {line} ({self._shares[slot]:.0%})", no_wrap=True)
                    for slot, line in sorted(self._lines.items())]
         return Group(self._bar, *workers)
+
+
+def failed_line(outcome: Outcome) -> str:
+    """Which run failed and why, in rich's markup."""
+    return f"[red]failed[/red] {escape(outcome.job.name)}: {escape(str(outcome.failure))}"

@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlecs_jax import durable
 from mlecs_jax.errors import UserError
 from mlecs_jax.report.axes import counted, duration
 from mlecs_jax.report.blocks import proper
@@ -48,9 +49,7 @@ def write_docs(path: Path, options: Options, title: str, findings: Findings, res
     Raises:
       UserError: the page cannot be written.
     """
-    name = "-".join([options.system, options.artefact, *options.datasets]) + options.suffix
-    if "simulated" in results.sources:
-        name += "-simulated"
+    name = _name(options) + ("-simulated" if "simulated" in results.sources else "")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         page = path.read_text("utf-8") if path.exists() else HEAD
@@ -59,10 +58,18 @@ def write_docs(path: Path, options: Options, title: str, findings: Findings, res
         _write_runs(table, results)
         text = f'<a id="{name}"></a>\n\n' + _part(
             options, title, findings, results, table.relative_to(path.parent), missing)
-        path.write_text(arranged(replaced(page, name, text)), "utf-8")
+        durable.write(path, arranged(replaced(page, name, text)))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give --write-docs another "
                         "file") from None
+
+
+def _name(options: Options) -> str:
+    """A part's name, of characters that anchors and files may have; a data set that is a file goes
+    by that file's name."""
+    datasets = [re.sub(r"[^A-Za-z0-9_-]+", "_", Path(dataset).name.removesuffix(".py"))
+                for dataset in options.datasets]
+    return "-".join([options.system, options.artefact, *datasets]) + options.suffix
 
 
 def replaced(page: str, name: str, text: str) -> str:

@@ -20,13 +20,28 @@ USUAL = (("labelled", 0), ("public_labels", True), ("server_labelled", 1.0),
          ("mask_schedule", "static"), ("uplink", "none"))
 """Labels that go without saying."""
 _WORDS = ("method", "split", "variant", "dataset", "mask_schedule")
+
+
+def _scarce(values: Values, *off: str) -> bool:
+    """Few public samples have a label and, of these values by dotted name, one is off."""
+    def at(name: str) -> Any:
+        group, _, key = name.partition(".")
+        return values.get(group, {}).get(key, 1.0)
+
+    return at("partition.server_labelled") < 1 and (not off or not all(map(at, off)))
+
+
 REVISED: Mapping[str, Callable[[Values], bool]] = {
     "co_plms": lambda values: True,
-    "localpub_mixed": lambda values: values["partition"]["server_labelled"] < 1}
+    "ml_ecs": lambda values: _scarce(values, "method.ccl", "ccl.weight"),
+    "ml_ecs_plus": lambda values: _scarce(values, "plus.distil"),
+    "localpub_mixed": _scarce}
 """Methods whose numbers a fix has changed, and where: runs of before are of another key.
 
 Co-PLMs: the first distillation is within the first round's server steps and not beside them.
-Local + public, mixed: its server draws from all public samples, as ML-ECS+'s does.
+ML-ECS without CCL, ML-ECS+ without a teacher on its devices: where few public samples have a
+label, batches are of these. Local + public, mixed: its server draws from all public samples, as
+ML-ECS+'s does.
 """
 RECORD = "job.json"  # in a run's folder, written when the run has ended well
 FINAL, BEST_VAL = "final", "best_val"  # which round a figure is of: the last, or the chosen
@@ -80,6 +95,8 @@ def configuration_key(job: Job, data: Mapping[str, Any]) -> str:
     a user's method, which may read any: new options do not turn the cached runs of before stale.
     """
     values = {k: v for k, v in in_effect(job.values).items() if k not in SPEED_ONLY}
+    if data.get("source") in ("real", "simulated") and isinstance(values.get("data"), Mapping):
+        values["data"] = values["data"] | {"source": data["source"]}  # what auto has found
     method = values.get("method")
     if isinstance(method, Mapping):
         name = str(method.get("name"))

@@ -7,11 +7,13 @@ import copy
 import dataclasses
 import functools
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mlecs_jax import cli
+from mlecs_jax import config as configs
 from mlecs_jax.cli import MEGA
 from mlecs_jax.errors import UserError
 from mlecs_jax.repro.accelerators import default_processes
@@ -107,9 +109,9 @@ class Options:
             "dataset": self.datasets, "methods": self.methods, "splits": self.splits,
             "rho": self.rhos, "devices": self.devices, "labelled": self.labelled,
             "public": self.publics, "name": (self.name,) if self.name else None}
-        return " ".join(["python -m mlecs_jax.repro", self.system, self.artefact,
-                         *(f"--{name}={','.join(map(str, values))}"
-                           for name, values in parts.items() if values), *self.overrides])
+        return shlex.join(["python", "-m", "mlecs_jax.repro", self.system, self.artefact,
+                           *(f"--{name}={','.join(map(str, values))}"
+                             for name, values in parts.items() if values), *self.overrides])
 
     def base(self, dataset: str) -> Values:
         """The preset's configuration of a dataset with the overrides applied.
@@ -152,10 +154,11 @@ class Options:
           extras: see :class:`Job`.
 
         Raises:
-          UserError: as :meth:`values`.
+          UserError: as :meth:`values`, or a value that cannot be.
         """
         values = self.values(dataset, {"method.name": method, "seed": seed,
                                        "partition.seed": seed} | changes)
+        configs.parse(values)  # a value that cannot be is told of before the first run
         partition = values["partition"]
         labels: dict[str, Label] = {
             "dataset": values["data"]["name"], "method": method, "variant": variant,
@@ -255,6 +258,9 @@ def parse(arguments: Sequence[str], known: dict[str, Sequence[str]]) -> Options:
     if found.artefact not in known[found.system]:
         raise UserError(f"unknown artefact '{found.artefact}' of {found.system}; use "
                         f"{', '.join(known[found.system])}")
+    if any(a.partition("=")[0] == "--config.data.source" for a in overrides):
+        raise UserError("--config.data.source does nothing beside --data, which sets it; use "
+                        "--data")
     seeds = _seeds(str(SEEDS[found.preset]) if found.seeds is None else found.seeds)
     processes = default_processes() if found.processes is None else found.processes
     if processes < 1:

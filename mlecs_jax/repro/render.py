@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich import table as rich_table
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.text import Text
 
@@ -16,11 +17,11 @@ _MARKS = {"up": " ▲", "down": " ▼"}
 def print_findings(findings: Findings, console: Console) -> None:
     """All tables and sentences on the terminal, without those that hold texts."""
     for table in (table for table in findings.tables if table.kind != TEXTS):
-        shown = rich_table.Table(title=table.title, title_justify="left", caption=table.note,
-                                 caption_justify="left")
+        shown = rich_table.Table(title=escape(table.title), title_justify="left",
+                                 caption=escape(table.note), caption_justify="left")
         for i, column in enumerate(table.columns):
             # On a narrow terminal a figure breaks between mean and spread; names stay whole.
-            shown.add_column(column, justify="left" if i < table.names else "right",
+            shown.add_column(escape(column), justify="left" if i < table.names else "right",
                              no_wrap=i < table.names or not console.is_terminal)
         before: tuple[str, ...] = ()
         for row in table.rows:
@@ -37,7 +38,7 @@ def print_findings(findings: Findings, console: Console) -> None:
         console.print(shown)
         console.width = narrow
     for sentence in findings.sentences:
-        console.print(f"• {sentence}", soft_wrap=True)
+        console.print(f"• {sentence}", soft_wrap=True, markup=False)
 
 
 def missing_text(missing: int) -> str:

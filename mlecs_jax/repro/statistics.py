@@ -82,12 +82,19 @@ def paired_over(
 def common_means(sides: Mapping[Side, Mapping[int, float]]) -> dict[Side, float]:
     """Every side's mean over the seeds that all sides with any have: what may be ranked, since a
     seed draws who has what. Sides without values are left out, and all where no seed is common."""
-    finite = {name: {seed: v for seed, v in side.items() if math.isfinite(v)}
-              for name, side in sides.items()}
-    known = {name: side for name, side in finite.items() if side}
-    common = set.intersection(*map(set, known.values())) if known else set()
+    common = common_seeds(sides)
     return {name: statistics.fmean(side[seed] for seed in common)
-            for name, side in known.items() if common}
+            for name, side in sides.items() if common and common <= _finite(side)}
+
+
+def common_seeds(sides: Mapping[Side, Mapping[int, float]]) -> set[int]:
+    """The seeds that all sides with any value have."""
+    known = [found for side in sides.values() if (found := _finite(side))]
+    return set.intersection(*known) if known else set()
+
+
+def _finite(side: Mapping[int, float]) -> set[int]:
+    return {seed for seed, value in side.items() if math.isfinite(value)}
 
 
 def mean_by_seed(cells: list[Mapping[int, float]]) -> dict[int, float]:

@@ -6,7 +6,8 @@ engine talks to it over a pipe; when the engine is gone, the pipe breaks and the
 A runner is a module with two functions::
 
     provenance(values) -> Provenance
-    run(values, folder, extras, on_round) -> None     # on_round(complete, total)
+    run(values, folder, extras, on_round) -> None     # on_round(complete, total), first with
+                                                      # what is there of a run that is resumed
 """
 
 from __future__ import annotations

@@ -145,19 +145,41 @@ def test_too_many_devices_are_named():
 
 
 def test_ownership_axes_and_at_least_one_modality():
-    static = ownership(PartitionConfig(num_clients=2000, rho=0.5), 2000, 3, rounds=7)
-    assert static.shape == (1, 2000, 1, 3) and static.any(-1).all()
+    every = np.ones((2000, 3), bool)
+    static = ownership(PartitionConfig(num_clients=2000, rho=0.5), every, rounds=7)
+    assert static.shape == (1, 2000, 3) and static.any(-1).all()
     # P(owned | at least one) = .5 / (1 − .5³)
     np.testing.assert_allclose(static.mean(), 0.5 / 0.875, atol=0.02)
-    moving = ownership(PartitionConfig(rho=0.5, mask_schedule="per_round"), 3, 3, rounds=50)
-    assert moving.shape == (50, 3, 1, 3) and moving.any(-1).all()
+    moving = ownership(PartitionConfig(rho=0.5, mask_schedule="per_round"), every[:3], rounds=50)
+    assert moving.shape == (50, 3, 3) and moving.any(-1).all()
     assert len(np.unique(moving.reshape(50, -1), axis=0)) > 10
 
 
 def test_stratified_draw_gives_each_modality_its_owners():
-    owned = ownership(PartitionConfig(num_clients=10, rho=0.5, mask_draw="stratified"), 10, 3, 1)
-    counts = owned[0, :, 0].sum(0)
+    config = PartitionConfig(num_clients=10, rho=0.5, mask_draw="stratified")
+    owned = ownership(config, np.ones((10, 3), bool), 1)
+    counts = owned[0].sum(0)
     assert owned.any(-1).all() and (counts >= 5).all() and counts.sum() <= 15 + 3
+
+
+@pytest.mark.parametrize(("schedule", "draw"), [
+    ("static", "bernoulli"), ("static", "stratified"), ("per_round", "bernoulli"),
+    ("per_round", "stratified"), ("per_sample", "bernoulli")])
+def test_a_device_owns_only_what_it_has_readings_of(schedule, draw):
+    """Four devices: one sensor, another, two, all three; at ρ = 1 they own just these."""
+    readings = np.array([[1, 0, 0], [0, 0, 1], [1, 1, 0], [1, 1, 1]], bool)
+    for seed, rho in ((0, 0.2), (1, 0.5), (2, 0.8)):
+        config = PartitionConfig(num_clients=4, rho=rho, seed=seed, mask_schedule=schedule,
+                                 mask_draw=draw)
+        owned = ownership(config, readings, rounds=20)
+        assert owned.any(-1).all() and not (owned & ~readings).any()
+    every = ownership(PartitionConfig(rho=1.0, mask_schedule=schedule, mask_draw=draw), readings, 2)
+    assert (every == readings).all()
+
+
+def test_a_device_without_a_reading_is_named():
+    with pytest.raises(UserError, match="device 1 has no reading of any modality"):
+        ownership(PartitionConfig(), np.array([[True, False], [False, False]]), 1)
 
 
 def test_sample_masks_vary_by_sample_only_where_asked():

@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from mlecs_jax.errors import UserError
 from mlecs_jax.mega import artefacts, config, convergence, counts, findings, published
 from mlecs_jax.repro import code_version, options, render
 from mlecs_jax.repro.results import Results, Run
@@ -211,3 +212,12 @@ def test_a_change_of_the_loop_or_the_scores_is_another_version():
     alone, whole = (code_version.code_version(*entries) for entries in (
         ("mega_ce2",), ("mega_ce2", "mlecs_jax.mega.experiment")))
     assert alone != whole
+
+
+@pytest.mark.parametrize(("artefact", "option", "message"), [
+    ("latency", "--seeds=7,9", "--seeds means nothing to mega latency"),
+    ("params", "--seeds=1-2", "--seeds means nothing to mega params"),
+    ("table1", "--splits=canonical,foo", "data.split is 'foo'")])
+def test_what_cannot_be_is_refused_before_anything_is_run(artefact, option, message):
+    with pytest.raises(UserError, match=message):
+        artefacts.TABLE[artefact][1](asked(artefact, option))

@@ -6,7 +6,8 @@ import pytest
 
 from mlecs_jax import lora
 from mlecs_jax.errors import UserError
-from tests.methods.rounds import KEY, assert_close, assert_equal, build, moved, run
+from mlecs_jax.methods import ml_ecs
+from tests.methods.rounds import KEY, assert_close, assert_equal, begun, build, moved, run
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +30,57 @@ def test_first_round_moves_what_the_paper_trains_and_nothing_else():
         setting.slm.init_backbone(jax.random.key(1)))
 
 
-def test_amt_leaves_the_connector_alone_and_absent_encoders_do_not_move():
-    setting, method, state = build(**{"train.ccl_steps": 1, "partition.rho": 0.4,
-                                      "partition.seed": 3})
-    owned = setting.federation.owned_at(0)
-    assert not owned.all()
+@pytest.mark.parametrize("train_connector", [False, True])
+def test_amt_leaves_the_connector_alone(train_connector):
+    """AMT alone, and nobody who would broadcast: what moves on the devices moved in it."""
+    _, method, state = build(**{"method.public": False, "method.broadcast": False,
+                                "amt.train_connector": train_connector})
     before = jax.device_get(state).devices[0]
     after = run(method, state, rounds=1)[0].devices[0]
-    for j, sets in enumerate(owned):
-        for name, has in zip(setting.federation.modalities, sets, strict=True):
+    assert moved(before["extractor"], after["extractor"]) and moved(before["lora"], after["lora"])
+    for group in ("connector", "generator"):
+        assert moved(before[group], after[group]) == train_connector, group
+
+
+@pytest.mark.parametrize("train_extractor", [False, True])
+def test_ccl_leaves_the_extractor_alone_where_it_is_frozen(train_extractor, monkeypatch):
+    """What AMT begins with is what CCL left."""
+    noted = begun(monkeypatch)
+    _, method, state = build(**{"ccl.train_extractor": train_extractor})
+    method.round(state, 0, KEY)
+    (before,), (after,) = noted
+    assert moved(before["extractor"], after["extractor"]) == train_extractor
+    for group in ("connector", "generator", "lora"):
+        assert moved(before[group], after[group]), group
+
+
+@pytest.mark.parametrize("schedule", ["static", "per_round"])
+def test_absent_encoders_do_not_move(schedule):
+    """In any round those move whose modality the device has in that round."""
+    setting, method, state = build(**{"train.ccl_steps": 1, "partition.rho": 0.4,
+                                      "partition.seed": 3, "partition.mask_schedule": schedule})
+    owned = [setting.federation.owned_at(r) for r in range(2)]
+    assert not owned[0].all() and (owned[0] != owned[1]).any() == (schedule == "per_round")
+    for r, now in enumerate(owned):
+        before = jax.device_get(state).devices[0]
+        state, _ = method.round(state, r, KEY)
+        after = jax.device_get(state).devices[0]
+        for (j, m), has in np.ndenumerate(now):
+            name = setting.federation.modalities[m]
             own = [jax.tree.map(lambda x, j=j: x[j], params["extractor"][name])
                    for params in (before, after)]
-            assert moved(*own) == has, (j, name)
+            assert moved(*own) == has, (r, j, name)
+
+
+def test_devices_tell_how_many_modalities_they_have_in_that_round():
+    setting, _, state = build(**{"partition.rho": 0.5, "partition.mask_schedule": "per_round",
+                                 "train.rounds": 4})
+    part, cloud = ml_ecs.device_part(setting), ml_ecs.cloud_part(setting)
+    message, told = cloud.speak(state.server), []
+    for r in range(4):
+        told.append(part.train(part.init(KEY), message, r, KEY)[1]["modalities"])
+    np.testing.assert_array_equal(told, setting.federation.owned.sum(axis=2))
+    assert len(np.unique(told, axis=0)) > 1
 
 
 def test_uplink_is_lora_and_one_count(reference):
@@ -101,6 +141,13 @@ def test_cohorts_of_other_widths_train_together_and_only_lora_meets():
     assert diagnostics["devices"]["ccl"]["lm"].shape == (3,)
     predictions = method.evaluate(jax.device_put(after), 1)
     assert predictions["after_amt"].shape[0] == 3
+
+
+def test_devices_stand_in_their_order_however_a_cohort_names_them():
+    """Stacks of one cohort that holds all are in device order, as all that is told of them is."""
+    setting, _, _ = build(**{"model.cohorts": "2,0,1=encoder_hidden:12"})
+    np.testing.assert_array_equal(setting.join([cohort.clients for cohort in setting.cohorts]),
+                                  setting.numbers)
 
 
 @pytest.mark.parametrize("cohorts,message", [

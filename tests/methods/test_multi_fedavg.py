@@ -73,6 +73,27 @@ def test_devices_send_and_receive_what_they_own(monkeypatch):
             lambda x, name=name: x[0] + 2 * shift[name], sent), 1e-6)
 
 
+def test_owners_are_those_of_the_round(monkeypatch):
+    """By hand, :data:`UNEQUAL` devices that add 1, 2 and 3: what each round sends is moved by the
+    mean over its own owners, by samples, of what they had and added."""
+    noted = begun(monkeypatch, add_number)
+    setting, method, state = build(**NAME, **{"partition.rho": 0.5,
+                                              "partition.mask_schedule": "per_round"})
+    owned, sizes = setting.federation.owned, np.array([60, 40, 40])
+    assert (owned[0] != owned[1]).any()
+    for r in range(2):
+        sent = jax.device_get(state.encoders[0])
+        state, _ = method.round(state, r, KEY)
+        after, begin = jax.device_get(state.encoders[0]), noted[r][0]
+        for m, name in enumerate(setting.federation.modalities):
+            has = owned[r, :, m]
+            for j in np.flatnonzero(has):  # owners of this round begin with what was sent
+                assert_close(jax.tree.map(lambda x, j=j: x[j], travelling(begin, name)),
+                             sent[name], 1e-6)
+            added = np.average([1, 2, 3], weights=sizes * has) if has.any() else 0.0
+            assert_close(after[name], jax.tree.map(lambda x, a=added: x + a, sent[name]), 1e-6)
+
+
 def test_bytes_are_those_of_what_a_device_owns():
     setting, method, state = build(**NAME, **{"partition.rho": 0.5})
     owned = setting.federation.owned_at(0)

@@ -31,11 +31,14 @@ def test_ml_ecs_without_everything_is_standalone_step_for_step(reference):
 
 
 @pytest.mark.slow
-def test_localpub_is_ml_ecs_without_communication():
-    """The same two stages and rates; the volume loss off, LoRA never sent back, the LLM alone."""
+@pytest.mark.parametrize("labelled", [1.0, 0.3])
+def test_localpub_is_ml_ecs_without_communication(labelled):
+    """The same two stages and rates; the volume loss off, LoRA never sent back, the LLM alone.
+    Where few public samples have a label, both draw their batches from these."""
+    known = {"partition.server_labelled": labelled}
     off = {f"method.{part}": False for part in ("ccl", "mma", "se_ccl", "kt", "broadcast")}
-    ml_ecs, _ = run(*build(**off)[1:])
-    control, _ = run(*build(**{"method.name": "localpub"})[1:])
+    ml_ecs, _ = run(*build(**off, **known)[1:])
+    control, _ = run(*build(**{"method.name": "localpub"}, **known)[1:])
     assert_close(ml_ecs.devices, control.devices, atol=1e-5)
     assert_close(ml_ecs.server["llm"], control.server, atol=1e-5)
 

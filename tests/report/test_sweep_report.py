@@ -195,7 +195,7 @@ def test_a_page_of_a_part_says_so(sweep, tmp_path):
     folder.mkdir()
     (folder / "sweep.json").write_text(json.dumps(content))
     page = write_sweep_report(folder).read_text()
-    assert "7 not there yet" in page and "Incomplete" in page
+    assert "1 failed, 6 not there yet" in page and "Incomplete" in page
 
 
 def test_simulated_runs_make_a_simulated_page(tmp_path):
@@ -211,6 +211,39 @@ def test_captions_are_shown_where_there_are_some(tmp_path):
         "generated": "a man <b>runs</b>", "rougeLsum": 0.5}) + "\n")
     page = write_sweep_report(folder).read_text()
     assert 'id="captions"' in page and "a man &lt;b&gt;runs&lt;/b&gt;" in page
+    assert ('Of one run: <a href="../runs/ml_ecs-0.5-0/report.html">ML-ECS, ρ 0.5, seed 0</a>. '
+            "1 test samples") in part_of(page, "captions")
+
+
+def test_a_run_that_stands_for_several_settings_is_one_run(sweep, tmp_path):
+    """Twice one run and thrice a failure: two runs, one failed."""
+    content = json.loads((sweep / "sweep.json").read_text())
+    ran, failed = content["runs"][0], content["runs"][-1]
+    folder = tmp_path / "mlecs-table1"
+    shutil.copytree(sweep.parent / "runs", tmp_path / "runs")
+    folder.mkdir()
+    (folder / "sweep.json").write_text(json.dumps(content | {"missing": 3, "runs": [
+        *({**ran, "labels": ran["labels"] | {"labelled": n}} for n in (25, 50)),
+        *({**failed, "labels": failed["labels"] | {"labelled": n}} for n in (25, 50, 200))]}))
+    page = write_sweep_report(folder).read_text()
+    assert '<span class="state">1 run, 1 failed, 2 not there yet</span>' in page
+    assert page.count("a &lt;value&gt; is bad") == 1
+    assert "1 run. The last call took" in page and "spent 51 s of worker time" in page
+
+
+def test_matrices_have_the_names_of_their_own_classes(tmp_path):
+    folder = write_sweep(tmp_path, seeds=1)
+    content = json.loads((folder / "sweep.json").read_text())
+    for entry in content["runs"]:
+        if entry["labels"]["rho"] == 0.8:
+            entry["labels"]["dataset"] = "weather"
+            path = folder / entry["run"] / "summary.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {
+                "class_names": ["sunny", "rainy", "snowy"]}))
+    (folder / "sweep.json").write_text(json.dumps(content))
+    part = part_of(write_sweep_report(folder).read_text(), "confusion")
+    falls, weather = part.split('<div class="matrices"')[1:]
+    assert "sunny" in weather and "sunny" not in falls and "weather" not in falls
 
 
 def test_curves_are_of_validation_data_where_tests_wait_for_the_end(tmp_path):

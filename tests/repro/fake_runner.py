@@ -24,6 +24,8 @@ def run(values, folder: Path, extras, on_round):
     on_round(0, 2)
     if values["ends"] == "user error":
         raise UserError("a value is bad")
+    if values["ends"] == "brackets":
+        raise ValueError("no such place [/edge/0] in [batch, width]")
     if values["ends"] == "bug":
         raise ZeroDivisionError("a bug")
     if values["ends"] == "dies":

@@ -1,15 +1,22 @@
 """The command around a sweep of runs that train nothing: what it writes, and when."""
 
 import dataclasses
+import errno
+import io
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mlecs_jax.errors import UserError
 from mlecs_jax.repro import command
 from mlecs_jax.repro.display import SweepDisplay
 from mlecs_jax.repro.docs_page import versions_text
+from mlecs_jax.repro.engine import Outcome
+from mlecs_jax.repro.job import Job
 from mlecs_jax.repro.results import Results, Run
 
 
@@ -77,6 +84,67 @@ def test_two_data_sets_of_one_name_are_refused_before_anything_is_run(tmp_path):
         command.main(["mlecs", "table1", "--preset=smoke", "--data=simulated",
                       f"--dataset={','.join(files)}", f"--workdir={tmp_path / 'work'}"])
     assert not (tmp_path / "work").exists()
+
+
+def test_an_error_text_is_shown_as_it_is(sweep, tmp_path, capsys):
+    """Square brackets are no markup of ours."""
+    assert sweep(ends=("brackets", "well")) == 1
+    assert "no such place [/edge/0] in [batch, width]" in capsys.readouterr().out
+    assert (tmp_path / "mlecs-table1" / "report.html").exists()
+
+
+def test_the_folder_of_another_sweep_is_left_alone(sweep, tmp_path):
+    assert sweep() == 0
+    before = (tmp_path / "mlecs-table1" / "sweep.json").read_text()
+    with pytest.raises(UserError, match=r"mlecs-table1 holds the results of --preset=cpu "
+                                        r"--data=auto; give this sweep a --name"):
+        sweep("--preset=smoke", "--data=simulated")
+    assert (tmp_path / "mlecs-table1" / "sweep.json").read_text() == before
+    assert sweep("--preset=smoke", "--name=quick") == 0
+
+
+def test_a_page_that_cannot_be_written_stays_whole(sweep, tmp_path, monkeypatch):
+    assert sweep() == 0
+    before = (tmp_path / "results.md").read_text()
+
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "write", lambda *_: None)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*results\.md: No space left"):
+        sweep("--no-run")
+    assert (tmp_path / "results.md").read_text() == before
+
+
+def test_a_data_set_that_is_a_file_goes_by_its_name(sweep, tmp_path):
+    (tmp_path / "my data.py").write_text("from mlecs_jax.configs.ur_fall import get_config\n")
+    assert sweep(f"--dataset={tmp_path / 'my data.py'}") == 0
+    assert (tmp_path / "results" / "mlecs-table1-my_data-simulated.csv").exists()
+    assert '<a id="mlecs-table1-my_data-simulated"></a>' in (tmp_path / "results.md").read_text()
+
+
+def test_runs_that_are_not_there_are_counted_once():
+    jobs = [Job({"method": "m", "rho": rho}, {"score": score}) for rho, score in (
+        (0.5, 1), (0.7, 1), (0.8, 2))]
+    assert command.num_unmade(jobs, ()) == 2
+
+
+def test_the_time_left_knows_what_a_resumed_run_had(monkeypatch):
+    """Nine of ten rounds were there, the tenth took 5 s: 99 runs of 50 s are left."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    display = SweepDisplay(Console(file=io.StringIO()))
+    job = Job({"method": "m"}, {})
+    display.plan(100, 0)
+    display.begin(0, job)
+    display.round(0, 9, 10)
+    assert display.left() == "…"
+    now[0] = 5.0
+    display.round(0, 10, 10)
+    assert display.left() == "82 min 30 s left"
+    display.end(0, Outcome(job, Path("x"), None, seconds=5.0))
+    assert display.left() == "82 min 30 s left"
 
 
 def test_versions_are_counted_method_by_method():

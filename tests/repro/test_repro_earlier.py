@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +121,10 @@ def test_bad_files_are_one_line(sweep, first, tmp_path):
     with pytest.raises(UserError, match="--rows means nothing to mlecs table1, which reads"):
         sweep(f"--rows={first}", of_figures=False)
     assert not list(tmp_path.glob("runs/*/begun"))
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "docs/results").glob(
+    "mlecs-*.csv")), ids=lambda path: path.stem)
+def test_every_committed_file_can_be_taken(path):
+    """Full-size counts, which no data are behind, among them."""
+    assert sum(map(len, earlier.read([path]).by_key.values())) == len(rows_of(path))

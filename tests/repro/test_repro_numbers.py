@@ -198,7 +198,7 @@ def test_levers_are_shown_by_what_chooses_them():
     assert test.rows[0][1].text == "−.050 [−.050, −.050]" and "validation" in validation.title
     assert validation.rows[0][1].text == "+.100 [+.100, +.100]"
     assert any("highest with + encoders (.625; ML-ECS+ as it is: .600); on test data that variant "
-               "has .660, ML-ECS+ as it is .710." in sentence for sentence in shown.sentences)
+               "has .660, ML-ECS+ as it is .710; 2 seeds." in said for said in shown.sentences)
 
 
 def test_a_row_per_run_and_metric_leads_to_its_run(tmp_path):
@@ -223,7 +223,7 @@ def test_settings_that_lack_methods_or_seeds_are_counted_as_what_they_are():
     # Over all of them ML-ECS would be .075 below Local + public; Standalone ran in one only.
     assert [row[-1].text[:5] for row in differences.rows] == ["+.100", "+.050"]
     assert "in which every method has run, 1 of 2 settings" in differences.note
-    assert "in 3 of 3 cells (1 setting × avg, best, worst, server; ties count)" in "".join(
+    assert "in 3 of 3 cells (1 setting × avg, best, worst; ties count)" in "".join(
         shown.sentences)
 
 

@@ -1,19 +1,14 @@
 """What a command line asks for: seeds, grids of jobs, their keys, and what is refused."""
 
-
 import pytest
 
 from mlecs_jax.config import parse as parse_config
 from mlecs_jax.errors import UserError
 from mlecs_jax.repro import job as job_module
-from mlecs_jax.repro import options
 from mlecs_jax.repro.artefacts import ablation, regime, table1, table2
 from mlecs_jax.repro.job import configuration_key
 from mlecs_jax.repro.systems import SYSTEMS
-
-
-def parsed(*arguments):
-    return options.parse(["mlecs", *arguments], {s: tuple(a) for s, a in SYSTEMS.items()})
+from tests.repro.command_line import parsed
 
 
 @pytest.mark.parametrize(("text", "seeds"), [
@@ -115,11 +110,40 @@ def test_new_options_leave_the_keys_of_cached_runs(method, key):
     (("ablation", "--config.method.mma=False"), "method.mma does nothing in mlecs ablation"),
     (("table1", "--dataset=mosi"), "--dataset=mosi is for mega"),
     (("table1", "--dataset=ur_fall:smoke"), "use --dataset=ur_fall --preset=smoke"),
+    (("table1", "--splits=frame,foo"), "data.split is 'foo'"),
+    (("table1", "--rho=.5,7"), "partition.rho is 7"),
+    (("table2", "--devices=3,0"), "partition.num_clients is 0"),
+    (("regime", "--labelled=25,-1"), "partition.labelled is -1"),
+    (("modality", "--config.partition.mask_draw=stratified"), "mask_draw"),
+    (("table1", "--config.data.source=simulated"), "use --data"),
 ])
 def test_refusals(arguments, message):
     with pytest.raises(UserError, match=message):
         SYSTEMS["mlecs"][arguments[0] if arguments[0] in SYSTEMS["mlecs"] else "table1"].jobs(
             parsed(*arguments))
+
+
+def test_the_command_that_is_shown_can_be_typed():
+    asked = parsed("table1", "--seeds=2", "--config.model.prompt=What is it?")
+    assert asked.command.endswith("--dataset=ur_fall '--config.model.prompt=What is it?'")
+
+
+def test_a_configuration_without_a_group_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from mlecs_jax.configs import ur_fall\n\n\ndef get_config(variant):\n"
+        "    config = ur_fall.get_config(variant)\n    del config.channel\n    return config\n")
+    with pytest.raises(UserError, match="channel"):
+        table1.jobs(parsed("table1", f"--dataset={tmp_path / 'mine.py'}"))
+
+
+def test_what_auto_has_found_is_what_was_asked_for():
+    """Runs of ``--data=real`` serve a sweep that asks for whatever there is, where that is real."""
+    def key(asked, found):
+        job = table1.jobs(parsed("table1", "--seeds=1", f"--data={asked}"))[0]
+        return configuration_key(job, {"source": found, "samples": 1, "sha256": found})
+
+    assert key("auto", "real") == key("real", "real") != key("auto", "simulated")
+    assert key("auto", "simulated") == key("simulated", "simulated")
 
 
 def test_a_file_that_is_no_python_is_refused(tmp_path):
@@ -140,14 +164,18 @@ def test_a_users_method_may_read_the_options_of_any():
     assert key("ml_ecs", "24,16,8") == key("ml_ecs", "4,4,4")
 
 
-def test_a_fix_makes_runs_again_where_it_changed_them():
-    """The server of localpub_mixed draws otherwise where some public labels are missing."""
+@pytest.mark.parametrize(("method", "options"), [
+    ("localpub_mixed", ()), ("ml_ecs", ("--config.method.ccl=False",)),
+    ("ml_ecs", ("--config.ccl.weight=0",)), ("ml_ecs_plus", ("--config.plus.distil=0",))])
+def test_a_fix_makes_runs_again_where_it_changed_them(method, options):
+    """Where some public labels are missing, the server of localpub_mixed draws otherwise, and so do
+    devices that nobody teaches about samples without a label."""
     def key(*arguments):
-        (job,) = regime.jobs(parsed("regime", "--seeds=1", "--methods=localpub_mixed",
-                                    "--splits=frame", "--rho=.5", "--labelled=50", *arguments))
+        (job,) = regime.jobs(parsed("regime", "--seeds=1", f"--methods={method}", "--splits=frame",
+                                    "--rho=.5", "--labelled=50", *options, *arguments))
         return configuration_key(job, {})
 
     with_fix = key("--public=labelled"), key("--public=partly")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(job_module.REVISED, "localpub_mixed", lambda values: False)
+        patch.setitem(job_module.REVISED, method, lambda values: False)
         assert key("--public=labelled") == with_fix[0] and key("--public=partly") != with_fix[1]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlecs_jax.errors import UserError
+from mlecs_jax.report.axes import counted
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.artefacts.regime import KEYS, public_words
 from mlecs_jax.repro.artefacts.table1 import splits_of
@@ -16,11 +17,18 @@ from mlecs_jax.repro.comparison import (
     num_seeds,
     ranked_words,
     seeds_words,
+    with_seeds,
 )
 from mlecs_jax.repro.job import Job, Label
 from mlecs_jax.repro.options import PUBLICS, Options, each, only
 from mlecs_jax.repro.results import Results
-from mlecs_jax.repro.statistics import common_means, mean_by_seed, paired, paired_over
+from mlecs_jax.repro.statistics import (
+    common_means,
+    common_seeds,
+    mean_by_seed,
+    paired,
+    paired_over,
+)
 from mlecs_jax.repro.tables import (
     METRICS,
     Cell,
@@ -28,7 +36,6 @@ from mlecs_jax.repro.tables import (
     Labels,
     Table,
     difference_cell,
-    difference_text,
     mean_text,
     plain,
     pooled,
@@ -154,7 +161,7 @@ def _worth(
             row.append(difference_cell(overall, None))
             if overall and not part:
                 said.append(f"{data}: {full} minus {variant}, {METRICS[metric]} of the {who}: "
-                            f"{difference_text(overall)}, {overall.n} seeds.")
+                            f"{with_seeds(overall)}.")
         rows.append(tuple(row))
     names = [*(_words(cell, cells) for cell in cells), "all"]
     return Table(
@@ -170,12 +177,13 @@ def _chosen(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
     metric = primary(results, where)
     (_, key), _ = _nodes(metric)
 
-    def means(part: str) -> dict[str, float]:
-        return common_means({variant: mean_by_seed([
-            results.at(part + key, {**cell, "variant": variant}) for cell in cells])
-            for variant in results.distinct("variant", where)})
+    def scores(part: str) -> dict[Label, dict[int, float]]:
+        return {variant: mean_by_seed([results.at(part + key, {**cell, "variant": variant})
+                                       for cell in cells])
+                for variant in results.distinct("variant", where)}
 
-    known, tested = means("validation."), means("")
+    found = scores("validation.")
+    known, tested = common_means(found), common_means(scores(""))
     if "" not in known or len(known) < 2:
         return []
     best = max(known, key=lambda v: known[v])
@@ -184,7 +192,7 @@ def _chosen(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
             f"over all settings is highest with {best or name + ' as it is'} ({share(known[best])};"
             f" {name} as it is: {share(known[''])}); on test data that variant has "
             f"{share(tested.get(best))}, {name} as it is {share(tested.get(''))}"
-            f"{ranked_words(results, where)}."]
+            f"{ranked_words(results, where)}; {counted(len(common_seeds(found)), 'seed')}."]
 
 
 def _lost(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
@@ -199,6 +207,5 @@ def _lost(results: Results, where: Labels, cells: list[Labels]) -> list[str]:
             if cost:
                 said.append(f"{data_words(results, where)}: {i + 1} modalit"
                             f"{'y' if not i else 'ies'} fewer at inference changes the "
-                            f"{METRICS[metric]} of the {who} by {difference_text(cost)}{over}, "
-                            f"{cost.n} seeds.")
+                            f"{METRICS[metric]} of the {who}{over} by {with_seeds(cost)}.")
     return said

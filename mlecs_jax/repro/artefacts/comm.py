@@ -7,7 +7,7 @@ import dataclasses
 from mlecs_jax.report.axes import byte_text, figure
 from mlecs_jax.report.blocks import proper
 from mlecs_jax.repro.artefacts.table1 import splits_of
-from mlecs_jax.repro.comparison import data_words, num_seeds, seeds_words
+from mlecs_jax.repro.comparison import data_words, num_seeds, seeds_words, with_seeds
 from mlecs_jax.repro.job import Job, Label
 from mlecs_jax.repro.methods import NOTES, chosen
 from mlecs_jax.repro.options import Options, one_rho, only
@@ -19,7 +19,6 @@ from mlecs_jax.repro.tables import (
     Findings,
     Table,
     difference_cell,
-    difference_text,
     mean_text,
     primary,
 )
@@ -147,13 +146,13 @@ def _price(results: Results, where: dict[str, Label]) -> tuple[Table, list[str]]
                 difference_cell(cost, group) if cost else Cell("")))
             if cost:
                 said.append(f"{data_words(results, where)}: ML-ECS with {uplink} uplinks minus "
-                            f"without, {METRICS[metric]} of the devices: {difference_text(cost)}, "
-                            f"{cost.n} seeds, at {_mean_bytes(up)} in place of "
+                            f"without, {METRICS[metric]} of the devices: {with_seeds(cost)}, "
+                            f"at {_mean_bytes(up)} in place of "
                             + _mean_bytes(results.at('communication.uplink_bytes_per_round', plain))
                             + " up.")
     return Table(
         f"Communication against {METRICS[metric]}, {data_words(results, where)}",
-        ("method", "devices, avg", "server", "up", "down", "compression costs"), tuple(rows),
+        ("method", "devices, avg", "server", "up", "down", "minus uncompressed"), tuple(rows),
         f"Trained runs, mean ± standard deviation over {seeds_words(results, where)}; bytes per "
         "device and round. Last column: compressed minus uncompressed, paired by seed, 95 % "
         "confidence interval. Compressed are differences to the last broadcast, with error "
