@@ -84,8 +84,8 @@ def _check_names(options: Options) -> None:
 
 
 def _check_folder(options: Options) -> None:
-    """Raises UserError where the artefact's folder holds results of another sweep: of other data
-    sets, another preset or another kind of data."""
+    """Raises UserError where the artefact's folder holds results of another sweep: of another
+    preset or another kind of data."""
     asked = _asked(options)
     try:
         told = json.loads((options.folder / SWEEP).read_text("utf-8"))["asked"]
@@ -105,8 +105,7 @@ def num_unmade(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> int:
 
 def _asked(options: Options) -> dict[str, str]:
     """What no two sweeps of one folder may differ in."""
-    return {"--dataset": ",".join(options.datasets), "--preset": options.preset,
-            "--data": options.data}
+    return {"--preset": options.preset, "--data": options.data}
 
 
 def distinct(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -49,7 +49,7 @@ def write_docs(path: Path, options: Options, title: str, findings: Findings, res
     Raises:
       UserError: the page cannot be written.
     """
-    name = _name(options) + ("-simulated" if "simulated" in results.sources else "")
+    name = options.part + ("-simulated" if "simulated" in results.sources else "")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         page = path.read_text("utf-8") if path.exists() else HEAD
@@ -62,14 +62,6 @@ def write_docs(path: Path, options: Options, title: str, findings: Findings, res
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give --write-docs another "
                         "file") from None
-
-
-def _name(options: Options) -> str:
-    """A part's name, of characters that anchors and files may have; a data set that is a file goes
-    by that file's name."""
-    datasets = [re.sub(r"[^A-Za-z0-9_-]+", "_", Path(dataset).name.removesuffix(".py"))
-                for dataset in options.datasets]
-    return "-".join([options.system, options.artefact, *datasets]) + options.suffix
 
 
 def replaced(page: str, name: str, text: str) -> str:

@@ -86,12 +86,16 @@ class Options:
     @property
     def folder(self) -> Path:
         """Where this artefact's results go."""
-        return self.workdir / f"{self.system}-{self.artefact}{self.suffix}"
+        return self.workdir / self.part
 
     @property
-    def suffix(self) -> str:
-        """Of everything that is called after the artefact."""
-        return f".{self.name}" if self.name else ""
+    def part(self) -> str:
+        """The artefact, its data sets and ``--name``, in characters that files and anchors have; a
+        data set that is a file goes by that file's name."""
+        datasets = [re.sub(r"[^A-Za-z0-9_-]+", "_", Path(dataset).name.removesuffix(".py"))
+                    for dataset in self.datasets]
+        return "-".join([self.system, self.artefact, *datasets]) + (
+            f".{self.name}" if self.name else "")
 
     @property
     def seeds_text(self) -> str:

@@ -33,7 +33,7 @@ def test_ctrl_c_writes_what_there_is_and_says_what_is_not(sweep, tmp_path, monke
         patch.setattr(SweepDisplay, "end", stop)
         with pytest.raises(KeyboardInterrupt):
             sweep()  # stopped before the first was taken
-        sweep_file = tmp_path / "mlecs-table1" / "sweep.json"
+        sweep_file = tmp_path / "mlecs-table1-ur_fall" / "sweep.json"
         assert not sweep_file.exists()
         assert sweep(ends=("well", "waits")) == 130  # the first is there now, the second ends
     written = json.loads(sweep_file.read_text())
@@ -51,7 +51,7 @@ def test_a_failed_run_leaves_the_page_as_it_was(sweep, tmp_path, capsys):
     assert (tmp_path / "results.md").read_text() == before
     said = capsys.readouterr().out
     assert "is left as it was" in said and "1 of the planned runs is not there yet" in said
-    folder = tmp_path / "mlecs-table1"
+    folder = tmp_path / "mlecs-table1-ur_fall"
     assert "INCOMPLETE: 1 of" in (folder / "tables.md").read_text()
     assert json.loads((folder / "sweep.json").read_text())["missing"] == 1
 
@@ -66,7 +66,7 @@ def test_no_run_shows_what_is_there(sweep, tmp_path):
     assert "INCOMPLETE" not in page[:page.index("<!-- mlecs-table1-ur_fall.part-1")]
     assert {path.name for path in (tmp_path / "results").iterdir()} == {
         "mlecs-table1-ur_fall-simulated.csv", "mlecs-table1-ur_fall.part-1-simulated.csv"}
-    assert (tmp_path / "mlecs-table1.part-1" / "report.html").exists()
+    assert (tmp_path / "mlecs-table1-ur_fall.part-1" / "report.html").exists()
     assert "The runs of each method are of one version of its sources." in page
     contents = page[page.index("<!-- contents -->"):page.index("<!-- end of contents -->")]
     assert contents.splitlines()[1:] == [
@@ -90,16 +90,16 @@ def test_an_error_text_is_shown_as_it_is(sweep, tmp_path, capsys):
     """Square brackets are no markup of ours."""
     assert sweep(ends=("brackets", "well")) == 1
     assert "no such place [/edge/0] in [batch, width]" in capsys.readouterr().out
-    assert (tmp_path / "mlecs-table1" / "report.html").exists()
+    assert (tmp_path / "mlecs-table1-ur_fall" / "report.html").exists()
 
 
 def test_the_folder_of_another_sweep_is_left_alone(sweep, tmp_path):
     assert sweep() == 0
-    before = (tmp_path / "mlecs-table1" / "sweep.json").read_text()
-    with pytest.raises(UserError, match=r"mlecs-table1 holds the results of --preset=cpu "
+    before = (tmp_path / "mlecs-table1-ur_fall" / "sweep.json").read_text()
+    with pytest.raises(UserError, match=r"mlecs-table1-ur_fall holds the results of --preset=cpu "
                                         r"--data=auto; give this sweep a --name"):
         sweep("--preset=smoke", "--data=simulated")
-    assert (tmp_path / "mlecs-table1" / "sweep.json").read_text() == before
+    assert (tmp_path / "mlecs-table1-ur_fall" / "sweep.json").read_text() == before
     assert sweep("--preset=smoke", "--name=quick") == 0
 
 

@@ -43,7 +43,7 @@ def test_a_row_does_for_a_run(sweep, first, tmp_path, capsys):
     assert "2 runs, " in page and ", 1 of them rows of an earlier sweep" in page
     (known, made), (before, _) = rows_of(here / CSV), rows_of(first)
     assert known == before and made["run"] != before["run"]
-    report = (here / "mlecs-table1" / "report.html").read_text()
+    report = (here / "mlecs-table1-ur_fall" / "report.html").read_text()
     assert f'title="{before["run"]}"' in report and "1 are rows of an earlier sweep" in report
     # The file that was written serves a third sweep; nothing is left to make.
     there = tmp_path / "there"
@@ -56,7 +56,7 @@ def test_a_run_that_is_here_goes_before_its_row(sweep, first, tmp_path):
     assert sweep(workdir=here) == 0
     assert sweep(f"--rows={first}", workdir=here) == 0
     assert "rows of an earlier" not in (here / "results.md").read_text()
-    written = json.loads((here / "mlecs-table1" / "sweep.json").read_text())
+    written = json.loads((here / "mlecs-table1-ur_fall" / "sweep.json").read_text())
     assert [run["earlier"] for run in written["runs"]] == [False, False]
 
 

@@ -31,7 +31,7 @@ def runs_of(workdir, artefact="table1"):
 def test_every_number_leads_to_its_run(swept):
     workdir, _, code = swept
     assert code == 0
-    folder = workdir / "mlecs-table1"
+    folder = workdir / "mlecs-table1-ur_fall"
     assert {p.name for p in folder.iterdir()} == {
         "results.csv", "results.parquet", "tables.md", "sweep.json", "report.html"}
     runs = runs_of(workdir)
@@ -102,7 +102,7 @@ def test_lost_modalities_are_measured_on_the_trained_run(swept):
     runs = runs_of(workdir, "ablation")
     assert [run["labels"]["variant"] for run in runs] == [
         "", "w/o MMA", "w/o SE-CCL", "w/o CCL", "w/o KT"]
-    folder = workdir / "mlecs-ablation" / runs[0]["run"]
+    folder = workdir / "mlecs-ablation-ur_fall" / runs[0]["run"]
     assert runs[0]["run"] in {run["run"] for run in runs_of(workdir)}  # table 1's, not retrained
     found = json.loads((folder / "absence.json").read_text())
     assert set(found) == {"removed_1", "removed_2"}
