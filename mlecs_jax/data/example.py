@@ -1,9 +1,9 @@
 """``python -m mlecs_jax.data.example DIR``: a made-up user's folder with a manifest.
 
-Machines in three halls are watched by a vibration sensor, two thermometers and a camera; the
-label is the state of the tool. Vibration tells broken tools, heat tells sharp ones, the camera
-sees wear but is often dirty. Nothing in it is measured: it shows the format, and lets one try
-``--config=table`` before bringing data of one's own.
+Machines are watched by a vibration sensor, two thermometers and a camera, but for hall B, which
+has no camera, and hall C, which has no thermometers; the label is the state of the tool. Vibration
+tells broken tools, heat tells sharp ones, the camera sees wear but is often dirty. Nothing in it is
+measured: it shows the format, and lets one try ``--config=table`` before one's own data.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def write(folder: Path, *, rows: int = 600, seed: int = 0) -> Path:
     """Writes the example and returns its manifest, ``factory.json``.
 
     ``vibration.npy`` float32 ``[rows, 64]`` in g; ``readings.parquet`` with the part's number, its
-    shift, hall, state and two temperatures in degrees Celsius (2 % of the rows empty); and
-    ``camera/NNNN.png``, 32 x 32 pixels, for 98 % of the parts. The same arguments write the same
-    values; files of an earlier call are replaced.
+    shift, hall, state and two temperatures in degrees Celsius; and ``camera/NNNN.png``, 32 x 32
+    pixels. Where there are such sensors, 2 % of their readings are missing. The same arguments
+    write the same values; files of an earlier call are replaced.
 
     Raises:
       UserError: the folder cannot be written, or holds something that is not this example.
@@ -58,6 +58,7 @@ def write(folder: Path, *, rows: int = 600, seed: int = 0) -> Path:
     shift = np.arange(rows) // ROWS_PER_SHIFT
     state = rng.choice(len(STATES), size=rows, p=(0.5, 0.3, 0.2))
     part = np.arange(rows) + 1
+    hall = np.array(_HALLS)[shift % len(_HALLS)]
     try:
         (folder / "camera").mkdir(parents=True, exist_ok=True)
         for old in (folder / "camera").glob("*.png"):
@@ -66,12 +67,12 @@ def write(folder: Path, *, rows: int = 600, seed: int = 0) -> Path:
         parquet.write_table(pa.table({
             "part": part,
             "shift": [f"shift {number:02d}" for number in shift],
-            "hall": [_HALLS[number % len(_HALLS)] for number in shift],
+            "hall": hall,
             "state": [STATES[index] for index in state],
-            **_temperatures(rng, state),
+            **_temperatures(rng, state, hall != "hall C"),
         }), folder / "readings.parquet")
-        for number, image in zip(part, _photographs(rng, state), strict=True):
-            if rng.random() >= 0.02:
+        for number, image, where in zip(part, _photographs(rng, state), hall, strict=True):
+            if where != "hall B" and rng.random() >= 0.02:
                 Image.fromarray(image).save(folder / "camera" / f"{number:04d}.png")
         manifest.write_text(json.dumps(MANIFEST, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -91,11 +92,13 @@ def _vibration(rng: np.random.Generator, state: np.ndarray) -> np.ndarray:
             + rng.normal(0, 0.3, (n, 64))).astype(np.float32)
 
 
-def _temperatures(rng: np.random.Generator, state: np.ndarray) -> dict[str, pa.Array]:
+def _temperatures(
+    rng: np.random.Generator, state: np.ndarray, measured: np.ndarray
+) -> dict[str, pa.Array]:
     """Degrees Celsius: a tool that is not sharp runs hot, and heats the oil a little."""
     bearing = np.array([48.0, 58.0, 60.0])[state] + rng.normal(0, 3.5, len(state))
     oil = 30 + 0.3 * bearing + rng.normal(0, 1.5, len(state))
-    empty = rng.random(len(state)) < 0.02
+    empty = ~measured | (rng.random(len(state)) < 0.02)
     return {"bearing_c": pa.array(bearing.round(1), mask=empty),
             "oil_c": pa.array(oil.round(1), mask=empty)}
 

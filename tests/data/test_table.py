@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from mlecs_jax import config as configs
+from mlecs_jax import federation
+from mlecs_jax.configs import table as table_config
 from mlecs_jax.data import example, table
 from mlecs_jax.errors import UserError
 
@@ -330,8 +334,21 @@ def test_the_example_is_loadable_the_same_each_time_and_has_what_it_shows(tmp_pa
     assert first.class_names == ("ok", "worn", "broken") and len(first) == 600
     assert set(first.devices.tolist()) == {-1, 0, 1, 2}
     assert len(np.unique(first.groups)) == 30
-    absent = (~first.present).mean(axis=0)
-    assert absent[0] == 0 and (absent[1:] > 0.005).all() and (absent[1:] < 0.05).all()
+    absent = {device: (~first.present[first.devices == device]).mean(axis=0)
+              for device in (-1, 0, 1, 2)}
+    for device, without in ((-1, ()), (0, ()), (1, (2,)), (2, (1,))):  # hall B, hall C
+        assert absent[device][0] == 0
+        for m in (1, 2):
+            assert absent[device][m] == 1 if m in without else 0 < absent[device][m] < 0.05
+
+
+def test_devices_own_the_sensors_that_they_have_in_the_data(tmp_path):
+    values = table_config.get_config("smoke").to_dict()
+    values["data"]["manifest"] = str(example.write(tmp_path / "a"))
+    config = configs.parse(values)
+    samples = table.load(Path(config.data.manifest))
+    made = federation.build(samples, samples.labels[:, None], config.partition_config(), 2)
+    np.testing.assert_array_equal(made.owned_at(0), [[1, 1, 1], [1, 1, 0], [1, 0, 1]])
 
 
 def test_the_example_refuses_a_folder_in_use(tmp_path, capsys):
