@@ -13,6 +13,7 @@ from mlecs_jax import captions
 from mlecs_jax.config import Config
 from mlecs_jax.deploy.admission import Template
 from mlecs_jax.federation import Federation
+from mlecs_jax.methods import ml_ecs
 from mlecs_jax.metrics import rouge
 from mlecs_jax.scoring import CLASS_METRICS, NodeScores
 
@@ -33,7 +34,7 @@ def shapes(tree: Any) -> Template:
 
 def anchors(config: Config, public_rows: int) -> Template:
     """What the cloud says when a round begins."""
-    if not config.method.public:
+    if not ml_ecs.hears_anchors(config):
         return {}
     return {"anchors": jax.ShapeDtypeStruct((public_rows, config.model.latent), np.float32)}
 
@@ -53,8 +54,9 @@ def counted(config: Config, num_devices: int) -> Template:
 
 def losses(config: Config) -> dict[str, tuple[str, ...]]:
     """Names of the losses of each stage of a device's round."""
-    stages = {"ccl": ("lm", "volume"), "amt": ("lm",)}
-    return stages if config.method.public else {"amt": ("lm",)}
+    if not config.method.public:
+        return {"amt": ("lm",)}
+    return {"ccl": ("lm", "volume") if ml_ecs.hears_anchors(config) else ("lm",), "amt": ("lm",)}
 
 
 def figures(config: Config) -> tuple[str, ...]:

@@ -150,8 +150,7 @@ def cloud_part(setting: Setting) -> CloudPart:
         return {"llm": rounds.initial_llm(setting, key), "slm": slm}
 
     def speak(server: Params) -> dict[str, Any]:
-        heard = options.method.public and options.method.ccl
-        return {"anchors": fuse(setting.cloud, server["llm"])} if heard else {}
+        return {"anchors": fuse(setting.cloud, server["llm"])} if hears_anchors(options) else {}
 
     def learn(server: Params, uploads: dict[str, Any], r: int, key: jax.Array):
         rate, known = rounds.rate_at(options, r), server["slm"]["lora"]
@@ -247,6 +246,11 @@ def device_part(setting: Setting) -> DevicePart:
 
 def _state(nodes: Nodes, server: Params) -> State:
     return State(devices=nodes.devices, broadcast=nodes.broadcast, kept=nodes.kept, server=server)
+
+
+def hears_anchors(options: Config) -> bool:
+    """Whether devices make anything of the server's representations: CCL does, on public data."""
+    return options.method.public and ccl_weights(options)["volume"] > 0
 
 
 def ccl_weights(options: Config) -> dict[str, float]:

@@ -187,7 +187,7 @@ class Builder:
                       "rates": dict.fromkeys(rounds.every_group(0.0), SCALAR),
                       "weights": dict.fromkeys(ml_ecs.amt_weights(), SCALAR)}
             shared = self._edge_shared() | self._on_edge(traced)
-            if options.method.public:
+            if ml_ecs.hears_anchors(options):
                 shared["anchors"] = self._anchors()
             function = for_each_client(
                 functools.partial(device_stage, self.plan.outline, model), backend="scan",

@@ -260,7 +260,8 @@ def test_a_finished_run_is_not_run_again(deployed):
     {"partition.mask_schedule": "per_sample", "partition.rho": 0.5},
     {"model.cohorts": "1=encoder_hidden:20"}, {"data.split": "sequence"},
     {"partition.public_labels": False, "partition.server_labelled": 0.5},
-    {"method.broadcast": False}, {"method.public": False}, {"aggregation.rule": "median"}])
+    {"method.broadcast": False}, {"method.public": False}, {"method.ccl": False},
+    {"aggregation.rule": "median"}])
 def test_every_kind_of_run_is_the_simulations(overrides, tmp_path):
     run_config = small.options(**{"train.rounds": 2} | overrides)
     experiment.run(run_config, tmp_path / "simulated", samples=samples())
