@@ -184,7 +184,7 @@ table { border-collapse: collapse; font-size: 14px; }
 .figures .quiet { color: var(--muted); font-style: italic; font-weight: 400; }
 .figures .up { color: var(--dev); } .figures .down { color: var(--srv); }
 .heat td { padding: 6px 10px; border: 2px solid var(--paper); background:
-  color-mix(in srgb, var(--k) calc(60% * var(--s)), var(--paper)); }
+  color-mix(in srgb, var(--k) calc(55% * var(--s)), var(--paper)); }
 .gain { --k: var(--right); } .loss { --k: var(--wrong); }
 .runs td, .captions td { white-space: normal; }
 .captions td:not(.n) + td:not(.n) { min-width: 15em; }
