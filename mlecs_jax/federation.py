@@ -161,8 +161,7 @@ def build(
     common = all(np.array_equal(rows, held_out[0]) for rows in held_out)
     public, public_held_out = split.public.train, np.concatenate([split.public.val,
                                                                   split.public.test])
-    readings = np.stack([samples.present[np.concatenate([s.train, s.val, s.test])].any(axis=0)
-                         for s in split.devices])
+    readings = np.stack([samples.present[rows].any(axis=0) for rows in train])
     per_sample = config.mask_schedule == "per_sample"
     training_rows = np.unique(np.concatenate([public, *train]))
     return Federation(

@@ -119,7 +119,8 @@ class RunLog:
                 raise UserError(f"workdir {self.workdir} holds metrics but no {CONFIG}; use "
                                 "another --workdir")
             # An option that came later, and is off, makes no other run of an old one.
-            changed = [key for key in _differences(in_effect(_read_json(path)), in_effect(identity))
+            changed = [key for key in _differences(*map(_found, (
+                in_effect(_read_json(path)), in_effect(identity))))
                        if key.split(".")[0] not in SPEED_ONLY]
             if changed:
                 raise UserError(f"workdir {self.workdir} belongs to a run with another "
@@ -136,6 +137,13 @@ class RunLog:
             self._events.add_text("data_source", record["data_source"], record["round"])
         for name, value in _scalars(record):
             self._events.add_scalar(name, value, record["round"])
+
+
+def _found(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An identity without the source that was asked for, where it says which was found."""
+    if "source" not in (identity.get("samples") or {}):
+        return identity
+    return identity | {"data": {k: v for k, v in identity["data"].items() if k != "source"}}
 
 
 def write_samples(folder: Path, samples: Sequence[Mapping[str, Any]]) -> None:

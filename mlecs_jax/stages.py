@@ -25,7 +25,7 @@ def device_stage(setting: Outline, model: MultimodalModel, shared, params: Param
 
     Every method's local training is this function: the terms of its loss are those that ``shared``
     has the means for, and which rows, how many steps, the weights and the rates are traced, so
-    that stages and ablations of a method share one compiled program.
+    that stages of a method, and ablations that send the same, share one compiled program.
 
     - always: L_lb on the batch's labelled rows, weight ``lm``;
     - ``anchors [n, d]`` of public rows: ½ (L_A2O + L_O2A), the volume contrast of the device's

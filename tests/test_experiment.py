@@ -144,6 +144,20 @@ def test_other_data_do_not_resume(finished, tmp_path):
         experiment.run(options(), copy)
 
 
+def test_what_was_asked_for_matters_less_than_what_was_found(tmp_path):
+    """A run of ``data.source=simulated`` goes on under ``auto`` where that finds the same data, and
+    not with data of another source."""
+    def claim(asked, found):
+        identity = {"data": {"source": asked}, "samples": {"source": found, "sha256": found}}
+        with contextlib.closing(runlog.RunLog(tmp_path, identity)) as log:
+            log.append({"round": 0, "data_source": found})
+
+    claim("simulated", "simulated")
+    claim("auto", "simulated")
+    with pytest.raises(UserError, match="belongs to a run with another samples.sha256"):
+        claim("auto", "real")
+
+
 def test_a_failed_start_does_not_claim_the_folder(finished, tmp_path):
     with pytest.raises(UserError, match="too few"):
         experiment.run(options(**{"partition.num_clients": 10_000}), tmp_path)

@@ -157,14 +157,14 @@ def ownership(config: PartitionConfig, readings: np.ndarray, rounds: int) -> np.
     a device has all of them, and :func:`sample_mask` takes single readings away.
 
     Args:
-      readings: bool ``[C, M]``: the data hold a reading of the modality on the device.
+      readings: bool ``[C, M]``: a training row of the device has a reading of the modality.
 
     Raises:
       UserError: a device without any reading.
     """
     if (silent := np.flatnonzero(~readings.any(axis=1))).size:
-        raise UserError(f"device {silent[0]} has no reading of any modality; leave it out of the "
-                        "data, or give it some")
+        raise UserError(f"device {silent[0]} has no reading of any modality to train on; leave it "
+                        "out of the data, or give it some")
     if config.mask_schedule == "per_sample":
         return readings[None]
     rounds = rounds if config.mask_schedule == "per_round" else 1

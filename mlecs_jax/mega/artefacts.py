@@ -122,7 +122,7 @@ def _of_one(options: Options) -> Options:
     Raises:
       UserError: as :func:`chosen`, or certain seeds are asked for.
     """
-    if options.seeds[0]:
+    if options.seeds != tuple(range(len(options.seeds))):
         raise UserError(f"--seeds means nothing to mega {options.artefact}, in which nothing is "
                         "drawn; leave it out")
     return chosen(options)

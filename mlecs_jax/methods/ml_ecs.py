@@ -65,7 +65,7 @@ class CloudPart:
 
     Attributes:
       init: ``key → server``.
-      speak: ``server → message`` that a round begins with: the anchors.
+      speak: ``server → message`` that a round begins with: the anchors, or nothing.
       learn: ``(server, uploads, r, key) → (server, diagnostics)``; uploads ``[C, …]`` of the
         devices that are there, in the order of their numbers.
       broadcast: ``server → message`` that a round ends with: the LoRA.

@@ -101,7 +101,8 @@ class Builder:
         edge, cloud = self._edge_shared(), self._cloud_shared()
         devices = [self._devices(i) for i in range(len(self.plan.cohorts))]
         held = (edge, devices, [self._device_data(i) for i in range(len(self.plan.cohorts))])
-        stages = (self._fuse(), *self._training(), self._aggregation(), self._server(),
+        fuse = (self._fuse(),) if ml_ecs.hears_anchors(self.config) else ()
+        stages = (*fuse, *self._training(), self._aggregation(), self._server(),
                   *self._evaluation())
         return Round(stages, {"edge": chip_bytes(held),
                               "cloud": chip_bytes((cloud, self._learners()))}, self.shared)

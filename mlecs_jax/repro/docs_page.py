@@ -29,9 +29,10 @@ from mlecs_jax.repro.tables import Findings
 HEAD = """# Results
 
 Written by `python -m mlecs_jax.repro … --write-docs=FILE` from the runs of each sweep; no figure
-here is entered by hand, and none was chosen on test data. Mean ± standard deviation over seeds;
-differences are paired by seed with a 95 % confidence interval (Student's t). What the methods and
-controls are: [baselines](baselines.md); how to make these again: [repro](repro.md).
+here is entered by hand, and no run, round or variant was chosen on test data ([how settings came
+about](algorithm.md)). Mean ± standard deviation over seeds; differences are paired by seed with a
+95 % confidence interval (Student's t). What the methods and controls are:
+[baselines](baselines.md); how to make these again: [repro](repro.md).
 """
 NAMES = {"mlecs": "ML-ECS", "mega": "Mega-CE²"}
 CONTENTS = "contents"  # the part that lists the others

@@ -41,7 +41,8 @@ REVISED: Mapping[str, Callable[[Values], bool]] = {
 Co-PLMs: the first distillation is within the first round's server steps and not beside them.
 ML-ECS without CCL, ML-ECS+ without a teacher on its devices: where few public samples have a
 label, batches are of these. Local + public, mixed: its server draws from all public samples, as
-ML-ECS+'s does.
+ML-ECS+'s does. (Not made again for it: ML-ECS without CCL sent anchors that nobody read, and runs
+of then count them in what goes down.)
 """
 RECORD = "job.json"  # in a run's folder, written when the run has ended well
 FINAL, BEST_VAL = "final", "best_val"  # which round a figure is of: the last, or the chosen

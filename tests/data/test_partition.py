@@ -178,7 +178,7 @@ def test_a_device_owns_only_what_it_has_readings_of(schedule, draw):
 
 
 def test_a_device_without_a_reading_is_named():
-    with pytest.raises(UserError, match="device 1 has no reading of any modality"):
+    with pytest.raises(UserError, match="device 1 has no reading of any modality to train on"):
         ownership(PartitionConfig(), np.array([[True, False], [False, False]]), 1)
 
 

@@ -216,6 +216,7 @@ def test_a_change_of_the_loop_or_the_scores_is_another_version():
 
 @pytest.mark.parametrize(("artefact", "option", "message"), [
     ("latency", "--seeds=7,9", "--seeds means nothing to mega latency"),
+    ("latency", "--seeds=0,7", "--seeds means nothing to mega latency"),
     ("params", "--seeds=1-2", "--seeds means nothing to mega params"),
     ("table1", "--splits=canonical,foo", "data.split is 'foo'")])
 def test_what_cannot_be_is_refused_before_anything_is_run(artefact, option, message):

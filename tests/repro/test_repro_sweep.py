@@ -25,7 +25,7 @@ def swept(tmp_path_factory):
 
 
 def runs_of(workdir, artefact="table1"):
-    return json.loads((workdir / f"mlecs-{artefact}" / "sweep.json").read_text())["runs"]
+    return json.loads((workdir / f"mlecs-{artefact}-ur_fall" / "sweep.json").read_text())["runs"]
 
 
 def test_every_number_leads_to_its_run(swept):
@@ -48,7 +48,8 @@ def test_every_number_leads_to_its_run(swept):
 
 def test_all_of_it_says_simulated(swept):
     workdir, _, _ = swept
-    for path in ("mlecs-table1/report.html", "mlecs-table1/tables.md", "docs/results.md"):
+    for path in ("mlecs-table1-ur_fall/report.html", "mlecs-table1-ur_fall/tables.md",
+                 "docs/results.md"):
         assert "imulated" in (workdir / path).read_text().replace("SIMULATED", "simulated")
 
 
