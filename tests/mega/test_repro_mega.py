@@ -38,8 +38,9 @@ def swept(tmp_path_factory):
 
 
 def part(artefact):
-    """What an artefact's folder is called: Table 1 has a data set of its own."""
-    return f"mega-{artefact}" if artefact == "table1" else f"mega-{artefact}-mosi"
+    """What an artefact's folder is called, by the data set that ``swept`` asks for."""
+    return f"mega-{artefact}-mosi" if artefact in JOBS and artefact != "table1" else (
+        f"mega-{artefact}")
 
 
 def sweep_of(workdir, artefact):
