@@ -49,13 +49,12 @@ def device_stage(setting: Outline, model: MultimodalModel, shared, params: Param
     if device["public_available"] is not None:
         public = public.replace(available=device["public_available"])
     weights = shared["weights"]
-    messages = {name: shared[name] for name in ("anchors", "teacher") if name in shared}
+    term_of = {"anchors": "volume", "teacher": "distil"}
+    messages = {name: shared[name] for name in term_of if name in shared}
     public_key, private_key, steps_key = jax.random.split(device["key"], 3)
     # Unlabelled public rows teach by a message of the server that counts, or not at all.
-    heard = [weights[term] > 0 for message, term in (("anchors", "volume"), ("teacher", "distil"))
-             if message in messages]
-    public_order = shuffle(public_key, jnp.where(
-        jnp.asarray([False, *heard]).any(), exists(public), has_label(public)))
+    heard = sum(weights[term_of[name]] for name in messages) > 0
+    public_order = shuffle(public_key, exists(public) & (heard | has_label(public)))
     private_order = shuffle(private_key, exists(private))
 
     def batch_at(step):

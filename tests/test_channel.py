@@ -102,6 +102,8 @@ def test_refuses_what_cannot_be_sent():
         config(**{"channel.topk_fraction": 0.0})
     with pytest.raises(UserError, match="method.broadcast=True"):
         one_round(**{"channel.uplink": "bf16", "method.broadcast": False})
+    with pytest.raises(UserError, match="method.broadcast=True"):
+        one_round(**{"aggregation.clip": 1.5, "method.broadcast": False})
     with pytest.raises(UserError, match="channel.uplink=int8 is not for localpub"):
         one_round(**{"channel.uplink": "int8", "method.name": "localpub"})
 

@@ -29,7 +29,7 @@ def captions_section(run: RunFiles, whose: Markup | None = None) -> Markup | Non
     kept = " Of the server: devices keep theirs." if dig(run.summary, "deployment") else ""
     return section(
         "captions", "Captions to read", scroller("Table of generated captions", table),
-        lead=join([*filter(None, [whose]),
+        lead=join([whose,
                    f"{len(run.samples)} test samples drawn at random, not chosen by score, "
                    "captioned after the last round. “Had” are the modalities that the node owned "
                    f"and the sample has.{kept}"]))

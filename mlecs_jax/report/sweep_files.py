@@ -169,7 +169,10 @@ class SweepFiles:
 
 def distinct(runs: Iterable[SweepRun]) -> list[SweepRun]:
     """The first of every run: one may stand for several settings, whose numbers are the same."""
-    return list({run.link: run for run in reversed(list(runs))}.values())[::-1]
+    found: dict[str, SweepRun] = {}
+    for run in runs:
+        found.setdefault(run.link, run)
+    return list(found.values())
 
 
 def by_series(runs: list[SweepRun]) -> dict[str, list[SweepRun]]:

@@ -52,9 +52,8 @@ def main(arguments: Sequence[str]) -> int:
                                   display=display, any_code=options.any_code, train=options.run,
                                   earlier=rows)
     found = results.read(outcomes)
-    failed = [outcome for outcome in distinct(outcomes) if outcome.failure]
-    unmade = num_unmade(jobs, outcomes)
-    missing = unmade + len(failed)
+    runs, unmade = distinct(outcomes), num_unmade(jobs, outcomes)
+    missing = unmade + sum(bool(run.failure) for run in runs)
     if unmade and not found.runs:
         if options.run:
             raise KeyboardInterrupt
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     findings = artefact.findings(options, found)
     write(options, artefact.title, outcomes, found, findings, time.monotonic() - begun, missing)
     render.print_findings(findings, console)
-    code = _finish(options, outcomes, found, time.monotonic() - begun, console, missing)
+    code = _finish(options, runs, found, time.monotonic() - begun, console, missing)
     if options.write_docs and missing and options.run:  # not replaced by a part of itself by chance
         console.print(f"{options.write_docs} is left as it was; --no-run writes what there is",
                       soft_wrap=True, markup=False)
@@ -86,12 +85,13 @@ def _check_names(options: Options) -> None:
 def _check_folder(options: Options) -> None:
     """Raises UserError where the artefact's folder holds results of another sweep: of another
     preset or another kind of data."""
-    asked = _asked(options)
     try:
-        told = json.loads((options.folder / SWEEP).read_text("utf-8"))["asked"]
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or of before it was told
+        told = json.loads((options.folder / SWEEP).read_text("utf-8"))
+    except (OSError, ValueError):  # none yet
         return
-    other = " ".join(f"{flag}={told[flag]}" for flag in asked if told.get(flag) != asked[flag])
+    asked = {"preset": options.preset, "data": options.data}
+    other = " ".join(f"--{name}={told.get(name)}" for name, value in asked.items()
+                     if told.get(name) != value)
     if other:
         raise UserError(f"{options.folder} holds the results of {other}; give this sweep a --name, "
                         "or another --workdir")
@@ -99,13 +99,9 @@ def _check_folder(options: Options) -> None:
 
 def num_unmade(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> int:
     """How many runs of the jobs are not there: jobs of one configuration are one run."""
-    there = {id(outcome.job) for outcome in outcomes}
-    return len({configuration_key(job, {}) for job in jobs if id(job) not in there})
-
-
-def _asked(options: Options) -> dict[str, str]:
-    """What no two sweeps of one folder may differ in."""
-    return {"--preset": options.preset, "--data": options.data}
+    planned, there = ({configuration_key(job, {}) for job in some}
+                      for some in (jobs, (outcome.job for outcome in outcomes)))
+    return len(planned - there)
 
 
 def distinct(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -127,7 +123,6 @@ def write(options: Options, title: str, outcomes: Sequence[Outcome], found: Resu
     durable.write(options.folder / SWEEP, json.dumps(dataclasses.asdict(findings) | {
         "system": options.system, "artefact": options.artefact, "title": title,
         "preset": options.preset, "data": options.data, "seeds": options.seeds_text,
-        "asked": _asked(options),
         "name": options.name, "command": options.command, "processes": options.processes,
         "missing": missing,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -145,14 +140,13 @@ def _entry(outcome: Outcome, options: Options) -> dict[str, object]:
             "data_source": outcome.provenance.data["source"] if outcome.provenance else None}
 
 
-def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, seconds: float,
+def _finish(options: Options, runs: Sequence[Outcome], found: Results, seconds: float,
             console: Console, missing: int) -> int:
     """Says what was done, on which data, what failed and what is not there."""
-    runs = distinct(outcomes)
-    failed = [outcome for outcome in runs if outcome.failure]
-    cached = sum(outcome.cached for outcome in runs)
+    failed = [run for run in runs if run.failure]
+    cached = sum(run.cached for run in runs)
     made = len(runs) - cached - len(failed)
-    rows = sum(outcome.row is not None for outcome in runs)
+    rows = sum(run.row is not None for run in runs)
     before = f"{cached} done before" + (f" ({rows} by --rows)" if options.rows else "")
     console.print(f"{counted(made, 'run')} made in {duration(seconds)}, {before}, "
                   f"{len(failed)} failed; {counted(options.processes, 'worker')}; "
@@ -168,6 +162,6 @@ def _finish(options: Options, outcomes: Sequence[Outcome], found: Results, secon
     if mixed:
         console.print(f"runs of {', '.join(mixed)} were made by several versions of the sources",
                       soft_wrap=True, markup=False)
-    for outcome in failed:
-        console.print(failed_line(outcome), soft_wrap=True)
+    for run in failed:
+        console.print(failed_line(run), soft_wrap=True)
     return 1 if failed else 0

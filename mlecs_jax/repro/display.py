@@ -24,10 +24,9 @@ class SweepDisplay:
                              BarColumn(bar_width=32), TextColumn("{task.description}"),
                              auto_refresh=False, console=self._console)
         self._lines: dict[int, str] = {}
-        self._first: dict[int, float] = {}  # share that a resumed run had when it was taken up
-        self._shares: dict[int, float] = {}  # of the run each worker is at, done so far
+        self._shares: dict[int, float] = {}  # of the run each worker is at, once it has told it
         self._total = self._cached = self._ended = self._failed = 0
-        self._before = 0.0  # runs' worth of rounds that ended runs had before this command
+        self._before = 0.0  # runs' worth of rounds that resumed runs had before this command
         self._live = Live(get_renderable=self._render, console=self._console, transient=True,
                           refresh_per_second=2, auto_refresh=self._console.is_terminal)
 
@@ -45,17 +44,18 @@ class SweepDisplay:
         self._console.print(f"{counted(total, 'run')}, {cached} done before")
 
     def begin(self, slot: int, job: Job) -> None:
-        self._lines[slot], self._shares[slot] = job.name, 0.0
+        self._lines[slot] = job.name
 
     def round(self, slot: int, complete: int, total: int) -> None:
+        if slot not in self._shares:
+            self._before += complete / total
         self._shares[slot] = complete / total
-        self._first.setdefault(slot, self._shares[slot])
 
     def end(self, slot: int, outcome: Outcome) -> None:
         self._ended += 1
         self._failed += bool(outcome.failure)
-        self._before += self._first.pop(slot, 0.0)
-        del self._lines[slot], self._shares[slot]
+        del self._lines[slot]
+        self._shares.pop(slot, None)
         self._bar.update(self._task, advance=1)
         if outcome.failure:
             self._console.print(failed_line(outcome), soft_wrap=True)
@@ -67,7 +67,7 @@ class SweepDisplay:
     def left(self) -> str:
         """How long the rest takes if it goes on as it did since this command began."""
         done = self._ended + sum(self._shares.values())
-        ours = done - self._before - sum(self._first.values())
+        ours = done - self._before
         if ours <= 0:
             return "…"
         rest = self._total - self._cached - done
@@ -79,7 +79,7 @@ class SweepDisplay:
             return Group(Text("loading data …"))
         failed = f", {self._failed} failed" if self._failed else ""
         self._bar.update(self._task, description=self.left() + failed)
-        workers = [Text(f"  {slot}: {line} ({self._shares[slot]:.0%})", no_wrap=True)
+        workers = [Text(f"  {slot}: {line} ({self._shares.get(slot, 0.0):.0%})", no_wrap=True)
                    for slot, line in sorted(self._lines.items())]
         return Group(self._bar, *workers)
 

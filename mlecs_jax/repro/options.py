@@ -37,8 +37,8 @@ AXES = {"method.name": "--methods", "seed": "--seeds", "partition.seed": "--seed
         "data.split": "--splits", "partition.rho": "--rho", "partition.num_clients": "--devices",
         "partition.labelled": "--labelled", "partition.public_labels": "--public",
         "partition.server_labelled": "--public", "partition.mask_schedule": "another artefact",
-        "channel.uplink": "another artefact"}
-"""What grids set, and what to use in the place of an override of it."""
+        "channel.uplink": "another artefact", "data.source": "--data"}
+"""What grids and the command set, and what to use in the place of an override of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Options:
           UserError: the configuration has no such key, or an override is of what the grid sets:
             rows would be another's than their names say.
         """
-        for name in changes:
+        for name in ("data.source", *changes):
             if any(override.partition("=")[0] == f"--config.{name}"
                    for override in self.overrides):
                 instead = f"use {AXES[name]}" if name in AXES else "leave it out"
@@ -262,9 +262,6 @@ def parse(arguments: Sequence[str], known: dict[str, Sequence[str]]) -> Options:
     if found.artefact not in known[found.system]:
         raise UserError(f"unknown artefact '{found.artefact}' of {found.system}; use "
                         f"{', '.join(known[found.system])}")
-    if any(a.partition("=")[0] == "--config.data.source" for a in overrides):
-        raise UserError("--config.data.source does nothing beside --data, which sets it; use "
-                        "--data")
     seeds = _seeds(str(SEEDS[found.preset]) if found.seeds is None else found.seeds)
     processes = default_processes() if found.processes is None else found.processes
     if processes < 1:
